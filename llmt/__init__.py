@@ -1,0 +1,62 @@
+"""From raw text to a language model you can share.
+
+The tree is the path of the data:
+
+    text ──► tokens ──► batches ──► loss ──► checkpoint ──► text
+    str      list[int]  Batch       TokenLoss  directory      str
+
+    config       flags, environment, files -> one frozen tree of settings
+    system       machine -> what it can do -> what will be done on it, and why
+    checkpoints  weights and run state <-> directory
+    tokenizers   text -> token ids
+    data         token ids -> batches
+    models       batches -> logits -> loss
+    evaluation   weights -> numbers
+    generation   weights -> text
+    training     batches -> weights
+    cli          the terminal
+
+Importing this package imports nothing heavy: a public name is loaded when it is first used.
+"""
+
+from importlib import import_module, metadata
+from typing import Any
+
+_metadata = metadata.metadata("llmt")
+_author, _, _address = _metadata["Author-email"].partition(" <")
+
+__version__ = _metadata["Version"]
+__author__ = _author
+__email__ = _address.rstrip(">")
+
+_PUBLIC = {
+    "BaseLanguageModel": "llmt.models.base",
+    "EvalReport": "llmt.evaluation.perplexity",
+    "HFTokenizerWrapper": "llmt.tokenizers.huggingface",
+    "HuggingFaceModelWrapper": "llmt.models.huggingface",
+    "LlmtError": "llmt.errors",
+    "ModelConfig": "llmt.config.model",
+    "Sampling": "llmt.generation.sampling",
+    "StepReport": "llmt.training.report",
+    "TrainConfig": "llmt.config.run",
+    "Trainer": "llmt.training.trainer",
+    "TransformerLM": "llmt.models.transformer",
+    "evaluate": "llmt.evaluation.perplexity",
+    "get_memory_usage": "llmt.system.memory",
+    "load_model": "llmt.models.load",
+    "load_tokenizer": "llmt.tokenizers.load",
+    "stream_text": "llmt.generation.text",
+    "train_tokenizer": "llmt.tokenizers.load",
+}
+
+__all__ = ["__author__", "__email__", "__version__", *_PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'llmt' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

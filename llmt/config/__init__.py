@@ -1,0 +1,1 @@
+"""flags, environment, files -> one frozen tree of settings."""

@@ -1,0 +1,92 @@
+"""The value types of every setting, and the base of every section.
+
+Values arrive as YAML scalars from files, as text from the environment and from flags. The types here
+accept both spellings and nothing else: no yes/no, no silent rounding, no NaN.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from llmt.units import parse_count, parse_duration, parse_size
+
+
+def _count(value: Any) -> Any:
+    return parse_count(value) if isinstance(value, str) else value
+
+
+def _size(value: Any) -> Any:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def _duration(value: Any) -> Any:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number") from None
+
+
+def _flag(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _list(value: Any) -> Any:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _lines(value: Any) -> Any:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Count = Annotated[int, BeforeValidator(_count)]
+"""A whole number: `5000`, `10_000`, `5k`, `10M`."""
+
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+"""Bytes: `2GB`, `500MB`, `1.5GiB`."""
+
+Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_nan=False)]
+"""Seconds: `90`, `90s`, `5m`, `1h30m`."""
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+"""A real number: `0.1`, `3e-4`."""
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+"""`true` or `false`."""
+
+Text = Annotated[str, BeforeValidator(_text)]
+"""Any text."""
+
+TextList = Annotated[tuple[Text, ...], BeforeValidator(_list)]
+"""A list of texts; on the command line and in the environment separated by commas."""
+
+TextLines = Annotated[tuple[Text, ...], BeforeValidator(_lines)]
+"""A list of texts that may hold commas; one text stands for a list of one."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings whose attribute docstrings are its documentation."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )

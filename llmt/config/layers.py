@@ -1,0 +1,169 @@
+"""Settings from several places -> one validated section, with the place of every value."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from llmt.config.aliases import ALIASES, find_alias
+from llmt.config.base import Section
+from llmt.config.fields import subsections, walk_fields
+from llmt.errors import ConfigError
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+@dataclass(frozen=True)
+class Given:
+    """One value as somebody wrote it.
+
+    Attributes:
+        key: Dotted name as written, aliases included.
+        value: The plain value.
+        place: Where it was written, such as `run.yaml:3:5` or `--max-steps`.
+    """
+
+    key: str
+    value: Any
+    place: str
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[SectionType]):
+    """A validated section and where its values come from.
+
+    Attributes:
+        config: The section.
+        origins: Dotted name of every value that is not a default -> its place.
+        notes: What to tell the user once: aliases that were read.
+    """
+
+    config: SectionType
+    origins: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Merge:
+    """The values so far; a later layer replaces what an earlier one said."""
+
+    section: type[Section]
+    values: dict[str, Given] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.paths = {f.path for f in walk_fields(self.section)}
+        self.groups = {path for path, _ in subsections(self.section)}
+        leaves = [path.rpartition(".")[2] for path in self.paths]
+        self.unique = {p.rpartition(".")[2]: p for p in self.paths if leaves.count(p.rpartition(".")[2]) == 1}
+
+    def add(self, layer: Iterable[Given]) -> None:
+        """Put one layer on top."""
+        seen: dict[str, Given] = {}
+        for given in layer:
+            placed = self._resolve(given)
+            if placed is None:
+                continue
+            path = placed.key
+            if path in seen and seen[path].value != placed.value:
+                self.problems.append(f"{given.place}: {given.key}: contradicts {seen[path].place}")
+            seen[path] = placed
+        self.values.update(seen)
+
+    def _resolve(self, given: Given) -> Given | None:
+        if given.key in self.paths:
+            return given
+        if given.key in self.groups:
+            if given.value is not None:
+                self.problems.append(f"{given.place}: {given.key}: is a group of settings, not one value")
+            return None
+        alias = find_alias(given.key)
+        if alias is not None and alias.path in self.paths:
+            self.notes[given.key] = f"{given.key} is read as {alias.path} ({given.place})"
+            value = given.value if alias.convert is None else alias.convert(given.value)
+            return Given(alias.path, value, given.place)
+        if given.key in self.unique:
+            return Given(self.unique[given.key], given.value, given.place)
+        self.problems.append(f"{given.place}: {given.key}: unknown key{self._suggest(given.key)}")
+        return None
+
+    def _suggest(self, key: str) -> str:
+        group, _, leaf = key.rpartition(".")
+        siblings = {p.rpartition(".")[2]: p for p in self.paths if p.rpartition(".")[0] == group}
+        close = difflib.get_close_matches(leaf, siblings, 1, 0.6)
+        if close:
+            return f", did you mean {close[0]}?"
+        names = {p.rpartition(".")[2]: p for p in self.paths} | {a: a for a in ALIASES if ALIASES[a].path in self.paths}
+        names |= {path: path for path in self.paths | self.groups}
+        close = difflib.get_close_matches(leaf, names, 1, 0.75) or difflib.get_close_matches(key, names, 1, 0.75)
+        return f", did you mean {names[close[0]]}?" if close else ""
+
+
+def merge(section: type[SectionType], layers: Iterable[Iterable[Given]], problems: Iterable[str] = ()) -> Loaded[SectionType]:
+    """Validate the values of all layers at once, the last layer first in rank.
+
+    Args:
+        section: The root of the tree.
+        layers: Lowest rank first.
+        problems: What was found wrong while the layers were read.
+
+    Raises:
+        ConfigError: Every problem of every layer, each with its place.
+    """
+    merged = _Merge(section, problems=list(problems))
+    for layer in layers:
+        merged.add(layer)
+    try:
+        config = section.model_validate(_nest(merged.values))
+    except ValidationError as error:
+        merged.problems += [_explain(dict(item), merged.values) for item in error.errors()]
+    if merged.problems:
+        raise ConfigError(merged.problems, "llmt config show --origin   lists every setting and where it was set")
+    origins = {path: given.place for path, given in merged.values.items()}
+    return Loaded(config, origins, tuple(merged.notes.values()))
+
+
+def flatten(values: Mapping[str, Any], places: Mapping[str, str], groups: Iterable[str], prefix: str = "") -> list[Given]:
+    """The leaves of a nested mapping: groups are entered, everything else is a value."""
+    known = set(groups)
+    given: list[Given] = []
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and (dotted in known or dotted == "device"):
+            given += flatten(value, places, known, f"{dotted}.")
+        else:
+            given.append(Given(dotted, value, places.get(dotted, dotted)))
+    return given
+
+
+def _nest(values: Mapping[str, Given]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, given in values.items():
+        *groups, leaf = path.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[leaf] = given.value
+    return tree
+
+
+_PLAIN = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+}
+
+
+def _explain(error: dict[str, Any], values: Mapping[str, Given]) -> str:
+    path = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
+    given = values.get(path)
+    why = _PLAIN.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    if given is None:
+        return f"{path}: {why}" if path else why
+    shown = "" if repr(given.value) in why else f", not {given.value!r}"
+    return f"{given.place}: {path}: {why}{shown}"

@@ -1,0 +1,215 @@
+"""defaults < template < file < LLMT_* environment < flags and --set  ->  one frozen configuration."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llmt.config import strictyaml
+from llmt.config.base import Section
+from llmt.config.fields import subsections, walk_fields
+from llmt.config.layers import Given, Loaded, flatten, merge
+from llmt.config.run import TrainConfig
+from llmt.config.tasks import TASKS
+from llmt.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "LLMT_"
+DEFAULT_TEMPLATE = "quickstart"
+LORA_TEMPLATE = "lora"
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+
+TaskType = TypeVar("TaskType", bound=Section)
+
+
+@dataclass(frozen=True)
+class ConfigSource:
+    """A template or file that a run starts from.
+
+    Attributes:
+        name: Default name of the run.
+        template: Template below the file, or alone.
+        path: The file, if there is one.
+    """
+
+    name: str
+    template: str | None = None
+    path: Path | None = None
+
+
+def template_names(folder: str = "") -> list[str]:
+    """The templates that come with llmt, by name; `folder="tokenizer"` lists those of the tokenizers."""
+    return sorted(Path(entry.name).stem for entry in _templates(folder).iterdir() if entry.name.endswith(".yaml"))
+
+
+def template_text(name: str) -> str:
+    """The text of a template.
+
+    Raises:
+        ConfigError: There is no template of that name.
+    """
+    folder, _, stem = name.rpartition("/")
+    known = template_names() + [f"tokenizer/{n}" for n in template_names("tokenizer")]
+    if name not in known:
+        raise ConfigError([f"{name}: no such template or file"], f"templates: {', '.join(known)}")
+    return (_templates(folder) / f"{stem}.yaml").read_text(encoding="utf-8")
+
+
+def _templates(folder: str) -> Traversable:
+    packaged = resources.files("llmt") / "templates"
+    root = packaged if packaged.is_dir() else resources.files("llmt") / ".." / "templates"
+    return root / folder if folder else root
+
+
+def find_source(argument: str | None, *, lora: bool = False) -> ConfigSource:
+    """What the CONFIG argument of `llmt train` names: a file, a run directory, a template, or nothing.
+
+    Raises:
+        ConfigError: Neither exists.
+    """
+    if argument is None:
+        name = LORA_TEMPLATE if lora else DEFAULT_TEMPLATE
+        return ConfigSource(name, template=name)
+    path = Path(argument)
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return ConfigSource(path.resolve().name, path=path / "config.yaml")
+    if path.suffix in CONFIG_SUFFIXES or path.is_file():
+        if not path.is_file():
+            raise ConfigError([f"{argument}: no such file"], f"templates: {', '.join(template_names())}")
+        return ConfigSource(path.stem, path=path)
+    template_text(argument)
+    return ConfigSource(argument.rpartition("/")[2], template=argument)
+
+
+def load_run(
+    source: ConfigSource,
+    *,
+    flags: Sequence[Given] = (),
+    sets: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Loaded[TrainConfig]:
+    """The configuration of a training run.
+
+    Args:
+        source: Template and file.
+        flags: Values of command-line flags, by dotted name.
+        sets: `key=value` texts of `--set`.
+        environ: Stands in for the environment of the process.
+
+    Raises:
+        ConfigError: Every problem at once.
+    """
+    problems: list[str] = []
+    groups = [path for path, _ in subsections(TrainConfig)]
+    layers: list[list[Given]] = []
+    file_layer: list[Given] = []
+    template = source.template
+    if source.path is not None:
+        located = _read(source.path)
+        file_values = dict(located.values)
+        template = file_values.pop("template", template)
+        file_layer = flatten(file_values, located.places, groups)
+    if template is not None:
+        located = strictyaml.load(template_text(str(template)), f"template {template}")
+        layers.append(flatten(located.values, located.places, groups))
+    layers.append(file_layer)
+    layers.append([g for g in read_environment(environ, problems) if not _is_task(g.key)])
+    layers.append([*flags, *parse_sets(sets, problems)])
+    return merge(TrainConfig, layers, problems)
+
+
+def load_task(
+    task: str, section: type[TaskType], *, flags: Sequence[Given] = (), environ: Mapping[str, str] | None = None
+) -> Loaded[TaskType]:
+    """The settings of a command besides `train`.
+
+    `LLMT_<TASK>__<FIELD>` reaches every field; `LLMT_DEVICE` and `LLMT_SEED` hold for every command.
+
+    Args:
+        task: Its key in `TASKS`.
+        section: Its settings model.
+        flags: Values of command-line flags, by field name.
+        environ: Stands in for the environment of the process.
+
+    Raises:
+        ConfigError: Every problem at once.
+    """
+    problems: list[str] = []
+    given = list(read_environment(environ, problems))
+    shared = [g for g in given if g.key in ("device", "seed") and g.key in section.model_fields]
+    own = [Given(g.key.removeprefix(f"{task}."), g.value, g.place) for g in given if g.key.startswith(f"{task}.")]
+    merge(TrainConfig, [[g for g in given if not _is_task(g.key)]], problems)
+    return merge(section, [shared, own, flags])
+
+
+def read_environment(environ: Mapping[str, str] | None, problems: list[str]) -> Iterable[Given]:
+    """Every `LLMT_*` variable as a dotted key; what cannot be read is added to `problems`."""
+    given = []
+    for name, text in sorted((os.environ if environ is None else environ).items()):
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+        task, _, field = key.partition(".")
+        if task in TASKS and (not field or field not in {f.path for f in walk_fields(TASKS[task])}):
+            problems.append(f"{name}: unknown key; {task} has {', '.join(TASKS[task].model_fields)}")
+            continue
+        try:
+            given.append(Given(key, strictyaml.parse_value(text), name))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    return given
+
+
+def parse_sets(sets: Sequence[str], problems: list[str]) -> list[Given]:
+    """The `key=value` texts of `--set`; what cannot be read is added to `problems`."""
+    given = []
+    for text in sets:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            problems.append(f"--set {text}: write key=value, such as training.learning_rate=3e-4")
+            continue
+        try:
+            given.append(Given(key.strip().replace("-", "_"), strictyaml.parse_value(value), f"--set {key}"))
+        except ValueError as error:
+            problems.append(f"--set {text}: {error}")
+    return given
+
+
+def _is_task(key: str) -> bool:
+    return key.partition(".")[0] in TASKS and "." in key
+
+
+def _read(path: Path) -> strictyaml.Located:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"], "save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"], "name a file that can be read") from None
+    located = strictyaml.load(text, str(path))
+    if not isinstance(located.values, dict):
+        raise ConfigError([f"{path}:1:1: must be a mapping of settings"], "llmt config template quickstart   shows one")
+    return located
+
+
+def cache_directory(configured: str | None) -> Path:
+    """Where token shards are kept: as configured, else llmt's folder in the user's cache."""
+    if configured is not None:
+        return Path(configured).expanduser()
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "llmt" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmt"
+
+
+def dump_config(config: Section) -> str:
+    """The configuration as YAML that `llmt train` reads back to the same configuration."""
+    return strictyaml.dump(plain(config.model_dump()))
+
+
+def plain(value: Any) -> Any:
+    """Tuples to lists, so that the value can be written as YAML or JSON."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value

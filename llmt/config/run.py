@@ -1,0 +1,43 @@
+"""One training run as it was asked for: the root of the configuration tree."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from llmt.config.base import Count, Section, Text
+from llmt.config.data import DataConfig
+from llmt.config.model import ModelConfig
+from llmt.config.tokenizer import TokenizerConfig
+from llmt.config.training import LoggingConfig, LoraConfig, TrainingConfig
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class TrainConfig(Section):
+    """Everything that `llmt train` can be told."""
+
+    name: Text | None = None
+    """Name of the run. None takes the name of the template or of the configuration file."""
+
+    output_dir: Text | None = None
+    """Directory of the run. None means `./runs/NAME`."""
+
+    base: Text | None = None
+    """Directory of a model to go on from. None starts from random weights; with an adapter, None takes the
+    newest finished run under `./runs`."""
+
+    device: Device = "auto"
+    """Where to compute: `auto` takes CUDA, then MPS, then the CPU."""
+
+    threads: Count | None = Field(None, gt=0)
+    """CPU threads of one operation. None means the physical cores this process may use."""
+
+    seed: Count = Field(42, ge=0)
+    """Start of every random number: initial weights, sample order, dropout, the sample at the end."""
+
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    lora: LoraConfig = LoraConfig()
+    logging: LoggingConfig = LoggingConfig()

@@ -1,0 +1,145 @@
+"""The settings of every command besides `train`; `LLMT_<COMMAND>__<FIELD>` reaches each of them."""
+
+from pydantic import Field
+
+from llmt.config.base import Count, Flag, Number, Section, Size, Text, TextLines, TextList
+from llmt.config.run import Device
+from llmt.config.tokenizer import TokenizerConfig
+
+
+class TokenizerTrainSettings(TokenizerConfig):
+    """`llmt tokenizer train`: text to a tokenizer directory."""
+
+    vocab_size: Count = Field(30000, gt=0)
+    """Number of tokens, special tokens included."""
+
+    data: TextList = ()
+    """Files, folders or glob patterns to learn from. Empty means the documentation inside the running Python."""
+
+    output_dir: Text | None = None
+    """Directory to write. None means `./tokenizers/ALGO`."""
+
+    overwrite: Flag = False
+    """Replace a tokenizer that stands there already."""
+
+
+class TokenizerInspectSettings(Section):
+    """`llmt tokenizer inspect`: what a tokenizer does with text."""
+
+    data: TextList = ()
+    """Files to measure on. Empty measures on the text given, or on a sample of the built-in corpus."""
+
+    limit: Count = Field(40, gt=0)
+    """Tokens of the segmentation that are shown."""
+
+
+class EvalSettings(Section):
+    """`llmt eval`: loss, perplexity and bits per byte of a model on text."""
+
+    data: TextList = ()
+    """Files, folders or glob patterns to measure on. Empty means the held-out part of the run's own data."""
+
+    adapter: Text | None = None
+    """Directory of an adapter to put on the model."""
+
+    device: Device = "auto"
+    """Where to compute: `auto` takes CUDA, then MPS, then the CPU."""
+
+    block_size: Count | None = Field(None, gt=1)
+    """Context length in tokens. None means the one the model was trained with."""
+
+    batch_size: Count = Field(16, gt=0)
+    """Sequences that pass through the model at once."""
+
+    max_batches: Count | None = Field(None, gt=0)
+    """Measure on this many batches only. None measures on everything."""
+
+    output: Text | None = None
+    """File that gets the result as JSON."""
+
+
+class GenerateSettings(Section):
+    """`llmt generate`: text from a model."""
+
+    prompt: TextLines = ()
+    """Starts to go on from."""
+
+    prompts_file: Text | None = None
+    """File with one prompt a line."""
+
+    output: Text | None = None
+    """File that gets one JSON object a line: the prompt and its continuation."""
+
+    adapter: Text | None = None
+    """Directory of an adapter to put on the model."""
+
+    device: Device = "auto"
+    """Where to compute: `auto` takes CUDA, then MPS, then the CPU."""
+
+    max_new_tokens: Count = Field(100, gt=0)
+    """Longest continuation, in tokens."""
+
+    temperature: Number = Field(0.8, ge=0)
+    """Below 1 favours likely tokens; 0 always takes the likeliest."""
+
+    top_k: Count = Field(50, ge=0)
+    """Sample among this many likeliest tokens. 0 takes all."""
+
+    top_p: Number = Field(0.95, gt=0, le=1)
+    """Sample among the likeliest tokens that together have this probability. 1 takes all."""
+
+    repetition_penalty: Number = Field(1.0, gt=0)
+    """Above 1 makes tokens that occurred before less likely."""
+
+    num_return_sequences: Count = Field(1, gt=0)
+    """Continuations of each prompt."""
+
+    seed: Count = Field(42, ge=0)
+    """Start of the random numbers."""
+
+
+class ConvertSettings(Section):
+    """`llmt convert`: weights to safetensors."""
+
+    output_dir: Text | None = None
+    """Directory to write. None writes beside the source."""
+
+    max_shard_size: Size = 5_000_000_000
+    """Largest file, such as `2GB`."""
+
+    overwrite: Flag = False
+    """Replace safetensors files that stand there already."""
+
+
+class MergeSettings(Section):
+    """`llmt convert merge-lora`: an adapter and its base to one full model."""
+
+    base: Text | None = None
+    """Directory of the base model. None takes the one that the adapter names."""
+
+    output_dir: Text | None = None
+    """Directory to write. None means the adapter's, with `-merged` appended."""
+
+    max_shard_size: Size = 5_000_000_000
+    """Largest file, such as `2GB`."""
+
+    overwrite: Flag = False
+    """Replace a model that stands there already."""
+
+
+class DoctorSettings(Section):
+    """`llmt doctor`: what this machine can do."""
+
+    device: Device = "auto"
+    """Check this device only; `auto` checks all."""
+
+
+TASKS: dict[str, type[Section]] = {
+    "tokenizer_train": TokenizerTrainSettings,
+    "tokenizer_inspect": TokenizerInspectSettings,
+    "eval": EvalSettings,
+    "generate": GenerateSettings,
+    "convert": ConvertSettings,
+    "merge_lora": MergeSettings,
+    "doctor": DoctorSettings,
+}

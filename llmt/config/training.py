@@ -1,0 +1,137 @@
+"""How the weights are learnt, and the settings of adapters and logs."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from llmt.config.base import Count, Duration, Flag, Number, Section, Text, TextList
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class TrainingConfig(Section):
+    """Optimisation, stopping, validation and checkpoints."""
+
+    max_steps: Count | None = Field(None, gt=0)
+    """Stop after this many optimizer steps."""
+
+    num_train_epochs: Number | None = Field(None, gt=0)
+    """Stop after this many passes over the training text. With no stop at all, one pass."""
+
+    max_tokens: Count | None = Field(None, gt=0)
+    """Stop after the step that reaches this many trained tokens."""
+
+    max_time: Duration | None = None
+    """Stop after this much wall time, such as `5m` or `1h30m`; a checkpoint is written first. The learning
+    rate follows steps, not the clock."""
+
+    per_device_train_batch_size: Count = Field(16, gt=0)
+    """Sequences that pass through the model at once."""
+
+    gradient_accumulation_steps: Count = Field(1, gt=0)
+    """Passes summed before each optimizer step."""
+
+    learning_rate: Number = Field(3e-3, ge=0)
+    """Peak learning rate of AdamW."""
+
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """`adamw` for everything, or `muon` for the matrices of the blocks and AdamW for the rest."""
+
+    muon_learning_rate: Number = Field(0.01, ge=0)
+    """Peak learning rate of Muon's matrices."""
+
+    muon_momentum: Number = Field(0.95, ge=0, lt=1)
+    """Momentum of Muon."""
+
+    weight_decay: Number = Field(0.1, ge=0)
+    """Decoupled decay, applied to matrices and never to norms."""
+
+    adam_beta1: Number = Field(0.9, ge=0, lt=1)
+    """Decay of AdamW's first moment."""
+
+    adam_beta2: Number = Field(0.95, ge=0, lt=1)
+    """Decay of AdamW's second moment."""
+
+    adam_epsilon: Number = Field(1e-8, gt=0)
+    """Added to the root of AdamW's second moment."""
+
+    max_grad_norm: Number = Field(1.0, ge=0)
+    """Clip the global gradient norm to this. 0 turns clipping off."""
+
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "polynomial"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+
+    warmup_steps: Count | None = Field(None, ge=0)
+    """Steps of linear warm-up. None means `warmup_ratio` of all steps."""
+
+    warmup_ratio: Number = Field(0.05, ge=0, le=1)
+    """Share of all steps spent on warm-up, where `warmup_steps` is not given."""
+
+    min_lr_ratio: Number = Field(0.0, ge=0, le=1)
+    """Learning rate at the end, as a share of the peak."""
+
+    lr_power: Number = Field(1.0, gt=0)
+    """Exponent of the polynomial schedule."""
+
+    precision: Precision = "auto"
+    """Number format of the computation. Weights are kept in fp32 besides."""
+
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Compile the blocks with torch.compile. `auto` does so where a compiler exists and the run is long
+    enough to win the time back."""
+
+    gradient_checkpointing: Flag = False
+    """Recompute each block in the backward pass: less memory, a third more work."""
+
+    distributed_backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """How processes talk to each other."""
+
+    eval_steps: Count | None = Field(None, gt=0)
+    """Validate every this many steps. None validates ten times a run."""
+
+    eval_batches: Count | None = Field(None, gt=0)
+    """Batches of one validation during training. None takes the whole held-out text."""
+
+    save_steps: Count | None = Field(None, gt=0)
+    """Write a checkpoint every this many steps. None writes five a run."""
+
+    save_total_limit: Count = Field(2, ge=1)
+    """Checkpoints kept besides the best and the newest."""
+
+
+class LoraConfig(Section):
+    """A low-rank adapter on a frozen base model (https://arxiv.org/abs/2106.09685)."""
+
+    enabled: Flag = False
+    """Train an adapter instead of the whole model."""
+
+    method: Literal["lora", "dora", "rslora"] = "lora"
+    """`lora`, weight-decomposed `dora`, or rank-stabilised `rslora`."""
+
+    r: Count = Field(8, gt=0)
+    """Rank of the update."""
+
+    alpha: Count = Field(16, gt=0)
+    """The update is scaled by alpha / r."""
+
+    dropout: Number = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs dropped in training."""
+
+    target_modules: TextList = ("auto",)
+    """Layers that get an adapter, by the end of their names; `auto` takes all linear layers of the blocks."""
+
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which bias vectors are trained besides."""
+
+
+class LoggingConfig(Section):
+    """What a run says while it works."""
+
+    steps: Count = Field(10, gt=0)
+    """Write a line of metrics every this many steps."""
+
+    sample_prompt: Text = ""
+    """Start of the text sample at the end of the run. Empty lets the model begin."""
+
+    sample_tokens: Count = Field(80, ge=0)
+    """Length of that sample, in tokens. 0 writes none."""

@@ -1,0 +1,1 @@
+"""machine -> what it can do -> what will be done on it, and why."""

@@ -1,0 +1,74 @@
+"""Bytes and seconds of a run before it starts, by arithmetic."""
+
+from dataclasses import dataclass
+
+from llmt.config.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The size of one forward and backward pass.
+
+    Attributes:
+        model: Shape of the network.
+        vocab_size: Number of tokens.
+        batch_size: Sequences at once.
+        block_size: Tokens of each.
+        trainable: Share of the parameters that get a gradient, 0 to 1.
+    """
+
+    model: ModelConfig
+    vocab_size: int
+    batch_size: int
+    block_size: int
+    trainable: float = 1.0
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the network."""
+        return self.model.num_parameters(self.vocab_size)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one pass."""
+        return self.batch_size * self.block_size
+
+    def flops(self) -> float:
+        """Floating-point operations of forward and backward: 6 per parameter and token, and attention's.
+
+        Source: appendix B of https://arxiv.org/abs/2204.02311, with causal attention counted half.
+        """
+        attention = 6 * self.model.num_hidden_layers * self.block_size * self.model.hidden_size
+        return float(self.tokens * (6 * self.parameters + attention))
+
+
+INTERPRETER_BYTES = 330_000_000
+"""Resident bytes of Python with torch and llmt loaded, before the model."""
+
+
+def training_bytes(work: Workload, precision: str, *, checkpointing: bool) -> int:
+    """Peak bytes of training: weights, gradients, two moments, activations and logits.
+
+    The factors of the last two were fitted to measured peaks; `tests/bench/memory.py` prints them again.
+
+    Args:
+        work: Size of one pass.
+        precision: `fp32`, or `bf16` with fp32 masters besides.
+        checkpointing: Each block keeps only its input.
+    """
+    half = precision != "fp32"
+    weight = 2 if half else 4
+    trained = work.parameters * work.trainable
+    state = work.parameters * weight + trained * ((4 + 4 + 8 + weight) if half else (4 + 8))
+    width = work.model.hidden_size + work.model.intermediate_size / 2
+    element = 2 if half else 4
+    factor = 26.0 if half else 17.0
+    layers = 1 + work.model.num_hidden_layers / factor if checkpointing else work.model.num_hidden_layers
+    activations = factor * work.tokens * layers * width * element
+    logits = work.tokens * work.vocab_size * (12 if half else 12)
+    return round(INTERPRETER_BYTES + state + activations + logits)
+
+
+def checkpoint_bytes(parameters: int, trainable: float = 1.0) -> int:
+    """Bytes of one checkpoint: fp32 weights and two fp32 moments of what is trained."""
+    return round(parameters * (4 + 8 * trainable))

@@ -1,0 +1,202 @@
+"""What this machine has: devices that compute, number formats that are fast, cores, memory, a compiler."""
+
+import os
+import platform
+import shutil
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+from llmt.errors import DeviceError, MissingPackageError
+from llmt.system.memory import get_memory_usage, physical_cores
+
+DEVICE_ORDER = ("cuda", "mps", "cpu")
+FAST_BF16 = 1.3
+"""bf16 products must be this many times faster than fp32 ones to be chosen."""
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """One kind of device.
+
+    Attributes:
+        kind: `cuda`, `mps` or `cpu`.
+        name: What the vendor calls it.
+        present: It is there.
+        problem: Why it cannot be used; empty when a small computation on it came out right.
+        memory: Its memory in bytes, where that is known.
+    """
+
+    kind: str
+    name: str
+    present: bool
+    problem: str = ""
+    memory: int | None = None
+
+    @property
+    def usable(self) -> bool:
+        """It is there and computes."""
+        return self.present and not self.problem
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was found out about this machine.
+
+    Attributes:
+        system: Operating system and architecture.
+        python: Version of the running Python.
+        torch: Version of torch.
+        devices: Every kind of device, best first.
+        cores: Physical cores that this process may use.
+        threads_from_environment: Value of OMP_NUM_THREADS, if it is set.
+        memory: Main memory in bytes, where that is known.
+        available: What of it is free, in bytes.
+        compiler: Path of a C++ compiler; None without one.
+    """
+
+    system: str
+    python: str
+    torch: str
+    devices: tuple[DeviceInfo, ...]
+    cores: int
+    threads_from_environment: int | None
+    memory: int | None
+    available: int | None
+    compiler: str | None
+
+    def device(self, kind: str) -> DeviceInfo:
+        """The device of one kind."""
+        return next(d for d in self.devices if d.kind == kind)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured speed of matrix products on one device.
+
+    Attributes:
+        fp32: Floating-point operations per second in fp32.
+        bf16: The same in bf16; 0 where it is not supported.
+    """
+
+    fp32: float
+    bf16: float
+
+    @property
+    def bf16_gain(self) -> float:
+        """How many times faster bf16 is."""
+        return self.bf16 / self.fp32
+
+
+def inspect_machine() -> Machine:
+    """Look at the machine. Each device that is there does one small computation with a gradient.
+
+    Raises:
+        MissingPackageError: torch cannot be imported.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingPackageError("torch", str(error)) from None
+    memory = get_memory_usage()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        devices=tuple(_inspect_device(kind) for kind in DEVICE_ORDER),
+        cores=physical_cores(),
+        threads_from_environment=int(threads) if threads.isdigit() and int(threads) > 0 else None,
+        memory=memory.total,
+        available=memory.available,
+        compiler=find_compiler(),
+    )
+
+
+def find_compiler() -> str | None:
+    """Path of the C++ compiler that torch.compile would use on a CPU; None without one."""
+    named = os.environ.get("CXX")
+    candidates = ([named] if named else []) + (["cl"] if sys.platform == "win32" else ["g++", "clang++"])
+    return next((path for path in map(shutil.which, candidates) if path), None)
+
+
+def require_device(machine: Machine, kind: str) -> DeviceInfo:
+    """The named device.
+
+    Raises:
+        DeviceError: It is absent, or it failed its computation; never replaced by another.
+    """
+    device = machine.device(kind)
+    if not device.usable:
+        usable = ", ".join(d.kind for d in machine.devices if d.usable)
+        raise DeviceError(f"--device {kind}: {device.problem}", f"usable here: {usable}; or --device auto")
+    return device
+
+
+def _inspect_device(kind: str) -> DeviceInfo:
+    import torch
+
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            built = torch.version.cuda or torch.version.hip
+            why = "no CUDA device found" if built else "torch is built without CUDA"
+            return DeviceInfo(kind, "", False, why)
+        properties = torch.cuda.get_device_properties(0)
+        return DeviceInfo(kind, properties.name, True, _try_device(kind), properties.total_memory)
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            why = "no Metal device found" if torch.backends.mps.is_built() else "torch is built without Metal"
+            return DeviceInfo(kind, "", False, why)
+        return DeviceInfo(kind, "Apple GPU", True, _try_device(kind), get_memory_usage().total)
+    return DeviceInfo(kind, _cpu_name(), True, _try_device(kind), get_memory_usage().total)
+
+
+def _try_device(kind: str) -> str:
+    """Empty when a product with a gradient comes out right, else what went wrong."""
+    import torch
+
+    try:
+        x = torch.arange(6.0, device=kind).reshape(2, 3).requires_grad_(True)
+        (x @ x.T).sum().backward()
+        expected = 2 * x.detach().sum(0).expand(2, 3)
+        right = x.grad is not None and bool(torch.allclose(x.grad, expected))
+    except (RuntimeError, NotImplementedError) as error:
+        return f"failed its first computation: {str(error).splitlines()[0]}"
+    return "" if right else "its first computation came out wrong"
+
+
+def _cpu_name() -> str:
+    if sys.platform.startswith("linux"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith(("model name", "Hardware")):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@lru_cache
+def measure_speed(kind: str, threads: int) -> Speed:
+    """Speed of 768-wide matrix products on a device, fp32 and bf16, in under half a second on a CPU.
+
+    Args:
+        kind: Device kind.
+        threads: CPU threads to measure with; torch keeps this number.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    return Speed(_product_speed(kind, torch.float32), _product_speed(kind, torch.bfloat16))
+
+
+def _product_speed(kind: str, dtype: object) -> float:
+    import torch
+
+    size, times = 768, []
+    left = torch.ones(size, size, dtype=dtype, device=kind)  # type: ignore[call-overload]
+    for _ in range(6):
+        started = time.perf_counter()
+        float((left @ left)[0, 0])  # reading one value waits for the device
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(times[1:])

@@ -1,0 +1,87 @@
+"""How much memory there is and how much is used: the only door of psutil."""
+
+import os
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+
+
+@dataclass(frozen=True)
+class MemoryUsage:
+    """Memory in bytes; None where this system does not tell.
+
+    Attributes:
+        total: Main memory of the machine.
+        available: What can be had without swapping.
+        percentage: Share of the total in use, 0 to 100.
+        process: Resident memory of this process.
+        cuda_allocated: Held by tensors on the current CUDA device; 0 without CUDA.
+        cuda_reserved: Held by torch's allocator there.
+    """
+
+    total: int | None
+    available: int | None
+    percentage: float | None
+    process: int
+    cuda_allocated: int = 0
+    cuda_reserved: int = 0
+
+
+def get_memory_usage() -> MemoryUsage:
+    """Memory now, from psutil, else from the `resource` module and the system's own counters."""
+    psutil = _psutil()
+    if psutil is not None:
+        whole = psutil.virtual_memory()
+        total, available, percentage = whole.total, whole.available, whole.percent
+    else:
+        total, available = _system_memory()
+        percentage = 100.0 * (1 - available / total) if total and available is not None else None
+    allocated, reserved = _cuda_memory()
+    return MemoryUsage(total, available, percentage, process_memory(), allocated, reserved)
+
+
+def process_memory() -> int:
+    """Resident bytes of this process; its peak where only that is known."""
+    psutil = _psutil()
+    if psutil is not None:
+        return int(psutil.Process().memory_info().rss)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    psutil = _psutil()
+    cores = psutil.cpu_count(logical=False) if psutil is not None else None
+    return max(min(allowed, cores or allowed), 1)
+
+
+def _psutil() -> ModuleType | None:
+    """psutil, or None where it cannot be imported; everything here has another way then."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil
+
+
+def _system_memory() -> tuple[int | None, int | None]:
+    """Total and available bytes without psutil."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:
+        return None, None
+    page = os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_AVPHYS_PAGES") * page if "SC_AVPHYS_PAGES" in names else None
+    return os.sysconf("SC_PHYS_PAGES") * page, free
+
+
+def _cuda_memory() -> tuple[int, int]:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return 0, 0
+    return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()

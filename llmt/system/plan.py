@@ -1,0 +1,279 @@
+"""configuration and machine -> what will be done, each line with its reason."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from llmt.config.run import TrainConfig
+from llmt.errors import DeviceError, OutOfMemoryError
+from llmt.system.estimate import Workload, training_bytes
+from llmt.system.machine import FAST_BF16, DeviceInfo, Machine, Speed, require_device
+from llmt.units import format_duration, format_size
+
+MEMORY_SHARE = 0.85
+"""Share of the free memory that a run may plan to use."""
+
+COMPILE_SECONDS = 25.0
+"""Typical cost of compiling the blocks for training on two cores, with an empty cache."""
+
+COMPILE_GAIN = 0.25
+"""Share of a step's time that compiling saves on a CPU, at the least."""
+
+ACHIEVED = 0.45
+"""Share of the measured product speed that a training step reaches without compiling."""
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """One decision.
+
+    Attributes:
+        name: What was decided.
+        value: The outcome.
+        reason: Why, in one sentence.
+    """
+
+    name: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how to compute.
+
+    Attributes:
+        device: Kind of device.
+        precision: `fp32` or `bf16`.
+        threads: CPU threads of one operation.
+        lines: The reasons.
+    """
+
+    device: str
+    precision: Literal["fp32", "bf16"]
+    threads: int
+    lines: tuple[PlanLine, ...]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a training run will do on this machine.
+
+    Attributes:
+        device: Kind of device.
+        precision: Number format of the computation.
+        threads: CPU threads of one operation.
+        micro_batch: Sequences at once.
+        accumulation: Passes summed into one step.
+        num_workers: Background threads that read ahead.
+        pin_memory: Batches are page-locked.
+        compile: The blocks are compiled.
+        distributed_backend: How processes would talk.
+        total_steps: Steps until the learning rate reaches its floor.
+        estimated_bytes: Peak memory by arithmetic.
+        lines: Every decision with its reason.
+    """
+
+    device: str
+    precision: Literal["fp32", "bf16"]
+    threads: int
+    micro_batch: int
+    accumulation: int
+    num_workers: int
+    pin_memory: bool
+    compile: bool
+    distributed_backend: str
+    total_steps: int
+    estimated_bytes: int
+    lines: tuple[PlanLine, ...]
+
+    def values(self) -> dict[str, Any]:
+        """The content of `plan.json`."""
+        return asdict(self)
+
+
+def choose_device(asked: str, machine: Machine) -> tuple[DeviceInfo, str]:
+    """The device to use and why: the named one, or the first of CUDA, MPS and CPU that computes.
+
+    Raises:
+        DeviceError: The named device is absent or broken.
+    """
+    if asked != "auto":
+        return require_device(machine, asked), "asked for"
+    passed = []
+    for device in machine.devices:
+        if device.usable:
+            return device, "; ".join([*passed, f"{device.name or device.kind} computes"])
+        passed.append(f"{device.kind}: {device.problem}")
+    raise DeviceError("no device computes: " + "; ".join(passed), "llmt doctor")
+
+
+def choose_threads(asked: int | None, machine: Machine) -> PlanLine:
+    """CPU threads: as asked, as OMP_NUM_THREADS says, else one for each physical core."""
+    if asked is not None:
+        return PlanLine("threads", asked, "asked for")
+    if machine.threads_from_environment is not None:
+        return PlanLine("threads", machine.threads_from_environment, "OMP_NUM_THREADS says so")
+    return PlanLine("threads", machine.cores, f"one for each of {machine.cores} physical cores")
+
+
+def choose_precision(asked: str, device: str, speed: Speed) -> PlanLine:
+    """The number format: as asked, else bf16 where its products were measured to be faster.
+
+    Raises:
+        DeviceError: bf16 was asked for and the device has no bf16 products.
+    """
+    if asked == "bf16" and not speed.bf16:
+        raise DeviceError(f"training.precision bf16: {device} has no bf16 products", "use --precision auto")
+    if asked != "auto":
+        return PlanLine("precision", asked, "asked for")
+    gain = f"bf16 products measured {speed.bf16_gain:.1f}x as fast as fp32"
+    if speed.bf16_gain >= FAST_BF16:
+        return PlanLine("precision", "bf16", f"{gain}; weights and moments stay in fp32")
+    return PlanLine("precision", "fp32", gain)
+
+
+def plan_run(
+    config: TrainConfig, machine: Machine, device: DeviceInfo, why: str, speed: Speed, work: Workload, total_steps: int
+) -> RunPlan:
+    """Decide everything that the configuration leaves open.
+
+    Args:
+        config: What was asked.
+        machine: What there is.
+        device: The chosen device.
+        why: Why that one.
+        speed: Its measured speed.
+        work: Size of one pass with the micro-batch that was asked.
+        total_steps: Steps of the whole run.
+
+    Raises:
+        DeviceError: Something was asked for that this device does not have.
+        OutOfMemoryError: Not even one sequence fits.
+    """
+    threads = choose_threads(config.threads, machine)
+    precision = choose_precision(config.training.precision, device.kind, speed)
+    batch, accumulation, needed = _fit(config, device, machine, work, precision.value)
+    workers = _workers(config, device)
+    pinned = _pinned(config, device)
+    compiled = _compile(config, machine, device, work, speed, precision.value, total_steps * accumulation.value)
+    backend = _backend(config, device)
+    lines = (
+        PlanLine("device", device.kind, why),
+        precision,
+        threads,
+        batch,
+        accumulation,
+        workers,
+        pinned,
+        compiled,
+        backend,
+        PlanLine("memory", format_size(needed), "weights, moments, activations and logits, by arithmetic"),
+        PlanLine("steps", total_steps, _step_reason(config, work, accumulation.value)),
+    )
+    return RunPlan(
+        device=device.kind,
+        precision=precision.value,
+        threads=threads.value,
+        micro_batch=batch.value,
+        accumulation=accumulation.value,
+        num_workers=workers.value,
+        pin_memory=pinned.value,
+        compile=compiled.value,
+        distributed_backend=backend.value,
+        total_steps=total_steps,
+        estimated_bytes=needed,
+        lines=lines,
+    )
+
+
+def _fit(
+    config: TrainConfig, device: DeviceInfo, machine: Machine, work: Workload, precision: str
+) -> tuple[PlanLine, PlanLine, int]:
+    """The largest micro-batch that fits, the global batch unchanged."""
+    asked, passes = config.training.per_device_train_batch_size, config.training.gradient_accumulation_steps
+    room = device.memory if device.kind == "cuda" else machine.available
+    limit = None if room is None else round(room * MEMORY_SHARE)
+    for micro in _divisors(asked):
+        sized = Workload(work.model, work.vocab_size, micro, work.block_size, work.trainable)
+        needed = training_bytes(sized, precision, checkpointing=config.training.gradient_checkpointing)
+        if limit is None or needed <= limit:
+            break
+    else:
+        raise OutOfMemoryError(
+            f"one sequence needs about {format_size(needed)}, and {format_size(limit or 0)} may be used",
+            "llmt train --gradient-checkpointing, a smaller model, or a shorter --block-size",
+        )
+    accumulation = passes * asked // micro
+    if micro == asked:
+        return PlanLine("micro_batch", micro, "asked for"), PlanLine("accumulation", passes, "asked for"), needed
+    reason = f"{asked} would not fit into {format_size(limit or 0)}"
+    kept = f"keeps {asked * passes} sequences a step"
+    return PlanLine("micro_batch", micro, reason), PlanLine("accumulation", accumulation, kept), needed
+
+
+def _divisors(number: int) -> Iterator[int]:
+    return (n for n in range(number, 0, -1) if number % n == 0)
+
+
+def _workers(config: TrainConfig, device: DeviceInfo) -> PlanLine:
+    if config.data.num_workers is not None:
+        return PlanLine("num_workers", config.data.num_workers, "asked for")
+    if device.kind == "cpu":
+        return PlanLine("num_workers", 0, "token shards are memory-mapped, and the cores are needed for computing")
+    return PlanLine("num_workers", 2, "batches are read while the device computes")
+
+
+def _pinned(config: TrainConfig, device: DeviceInfo) -> PlanLine:
+    asked = config.data.pin_memory
+    if asked and device.kind != "cuda":
+        raise DeviceError(f"data.pin_memory: page-locked memory serves CUDA, not {device.kind}", "leave it out")
+    if asked is not None:
+        return PlanLine("pin_memory", asked, "asked for")
+    if device.kind == "cuda":
+        return PlanLine("pin_memory", True, "copies to the GPU need not wait")
+    return PlanLine("pin_memory", False, f"nothing is copied to another memory on {device.kind}")
+
+
+def _backend(config: TrainConfig, device: DeviceInfo) -> PlanLine:
+    asked = config.training.distributed_backend
+    if asked == "nccl" and device.kind != "cuda":
+        raise DeviceError(f"training.distributed_backend nccl: needs CUDA, not {device.kind}", "use gloo or auto")
+    if asked != "auto":
+        return PlanLine("distributed_backend", asked, "asked for; one process, nothing is exchanged")
+    backend = "nccl" if device.kind == "cuda" else "gloo"
+    return PlanLine("distributed_backend", backend, f"made for {device.kind}; one process, nothing is exchanged")
+
+
+def _compile(
+    config: TrainConfig, machine: Machine, device: DeviceInfo, work: Workload, speed: Speed, precision: str, passes: int
+) -> PlanLine:
+    asked = config.training.compile
+    if asked == "never":
+        return PlanLine("compile", False, "asked for")
+    if device.kind == "cpu" and machine.compiler is None:
+        if asked == "always":
+            raise DeviceError("training.compile always: no C++ compiler found", "install g++ or clang, or use auto")
+        return PlanLine("compile", False, "no C++ compiler found")
+    if asked == "always":
+        return PlanLine("compile", True, "asked for")
+    if device.kind == "mps":
+        return PlanLine("compile", False, "not used on mps")
+    rate = (speed.bf16 if precision == "bf16" else speed.fp32) * ACHIEVED
+    seconds = passes * work.flops() / rate
+    saved = seconds * COMPILE_GAIN
+    reason = f"about {format_duration(seconds)} of computing would shrink by {format_duration(saved)}"
+    return PlanLine("compile", saved > COMPILE_SECONDS, f"{reason}, compiling costs {format_duration(COMPILE_SECONDS)}")
+
+
+def _step_reason(config: TrainConfig, work: Workload, accumulation: int) -> str:
+    training = config.training
+    stops = {
+        "max_steps": training.max_steps,
+        "num_train_epochs": training.num_train_epochs,
+        "max_tokens": training.max_tokens,
+        "max_time": training.max_time,
+    }
+    named = ", ".join(f"training.{name} {value:g}" for name, value in stops.items() if value is not None)
+    tokens = training.per_device_train_batch_size * training.gradient_accumulation_steps * work.block_size
+    return f"{named or 'one pass over the text'}; {tokens:,} tokens a step"
