@@ -46,7 +46,7 @@ _PUBLIC = {
     "load_model": "llmt.models.load",
     "load_tokenizer": "llmt.tokenizers.load",
     "stream_text": "llmt.generation.text",
-    "train_tokenizer": "llmt.tokenizers.load",
+    "train_tokenizer": "llmt.tokenizers.train",
 }
 
 __all__ = ["__author__", "__email__", "__version__", *_PUBLIC]  # noqa: PLE0604

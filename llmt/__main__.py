@@ -1,0 +1,5 @@
+"""`python -m llmt`."""
+
+from llmt.cli.app import main
+
+main()

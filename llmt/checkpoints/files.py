@@ -1,0 +1,228 @@
+"""bytes -> one file on the disk. All that llmt writes goes through here or through `atomic`."""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from llmt.checkpoints import layout
+from llmt.checkpoints.manifest import FileRecord
+from llmt.errors import StorageError
+from llmt.units import format_size
+
+Data: TypeAlias = bytes | bytearray | memoryview
+Content: TypeAlias = Data | Iterable[Data]
+
+# What only some systems have is zero elsewhere; O_EXCL alone already refuses an existing link.
+_CREATE = (
+    os.O_WRONLY
+    | os.O_CREAT
+    | os.O_EXCL
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+)
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_REASONS = {
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EFBIG: "the file is larger than the file system or the process limit allows",
+    errno.EMFILE: "too many open files",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EIO: "the disk reported an input/output error",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "something is already there",
+    errno.ENOTEMPTY: "something is already there",
+    errno.ENOENT: "the folder does not exist",
+}
+
+
+@contextmanager
+def storage_errors(doing: str, path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn an `OSError` of the body into a `StorageError` in plain words.
+
+    Args:
+        doing: What the body does, as in "disk full while `doing`".
+        path: Where.
+        needed: Bytes that the body has to write, where known.
+
+    Raises:
+        StorageError: The body raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _disk_full(doing, path, needed) from error
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+        raise StorageError(f"{doing} ({path}): {reason}", "choose another output directory") from error
+
+
+def require_free_space(directory: Path, needed: int) -> None:
+    """Refuse before any work when `needed` bytes do not fit where `directory` is or will be.
+
+    Raises:
+        StorageError: Less than `needed` bytes are free.
+    """
+    if _free_space(directory) < needed:
+        raise _disk_full("checking the space before writing", directory, needed)
+
+
+def _disk_full(doing: str, path: Path, needed: int | None) -> StorageError:
+    need = f"need {format_size(needed)}, " if needed is not None else ""
+    free = format_size(_free_space(path))
+    return StorageError(
+        f"disk full while {doing} ({path}): {need}free {free}",
+        "free some space or choose another output directory",
+    )
+
+
+def _free_space(path: Path) -> int:
+    """Bytes free to this user on the disk of the nearest part of `path` that exists."""
+    for place in (path, *path.absolute().parents):
+        try:
+            return shutil.disk_usage(place).free
+        except OSError:
+            continue
+    return 0
+
+
+class NewFile:
+    """A file being written; made by `new_file`."""
+
+    def __init__(self, descriptor: int, *, hashed: bool) -> None:
+        self._descriptor = descriptor
+        self._digest = hashlib.sha256() if hashed else None
+        self._size = 0
+
+    def write(self, data: Data) -> None:
+        """Append all of `data`, however often the system takes only a part.
+
+        Raises:
+            OSError: The disk refused; `new_file` turns it into a `StorageError`.
+        """
+        view = memoryview(data).cast("B")
+        if self._digest is not None:
+            self._digest.update(view)
+        self._size += len(view)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    @property
+    def record(self) -> FileRecord:
+        """Size and SHA-256 of what was handed in so far."""
+        return FileRecord(self._size, "" if self._digest is None else self._digest.hexdigest())
+
+
+@contextmanager
+def new_file(path: Path, *, hashed: bool = True, size: int | None = None) -> Iterator[NewFile]:
+    """Write a file that does not exist yet, and force it to the disk at the end; mode 0666 less the umask.
+
+    Args:
+        path: A name that is not taken. What exists is never overwritten, a link never followed.
+        hashed: Compute the SHA-256 while writing.
+        size: Bytes to come, where known, for the message of a full disk.
+
+    Raises:
+        StorageError: The disk refused. What was written of the file is removed again.
+    """
+    with storage_errors("writing", path, size):
+        descriptor = os.open(path, _CREATE, 0o666)
+        done = False
+        try:
+            yield NewFile(descriptor, hashed=hashed)
+            flush(descriptor)
+            done = True
+        finally:
+            os.close(descriptor)
+            if not done:
+                path.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: Content, *, hashed: bool = True) -> FileRecord:
+    """Write a new file from bytes, or from an iterable of them that need not fit in memory at once; see
+    `new_file`.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    if isinstance(content, bytes | bytearray | memoryview):
+        size, chunks = memoryview(content).nbytes, iter((content,))
+    else:
+        size, chunks = None, iter(content)
+    with new_file(path, hashed=hashed, size=size) as file:
+        for chunk in chunks:
+            file.write(chunk)
+    return file.record
+
+
+def flush(descriptor: int) -> None:
+    """Force a file to the disk itself, not only to the drive's cache."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        except OSError:  # not every file system of macOS knows it
+            os.fsync(descriptor)
+    else:
+        os.fsync(descriptor)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Force the names in `directory` to the disk, where the system can (Windows cannot open a folder).
+
+    Raises:
+        OSError: The disk refused.
+    """
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems do not know fsync of a folder; they order names themselves.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text` (UTF-8): a reader sees all of the old or all of the new.
+
+    Raises:
+        StorageError: The disk refused; the old file is untouched.
+    """
+    temporary = path.with_name(f"{layout.TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
+    write_file(temporary, text.encode())
+    with storage_errors("replacing", path):
+        try:
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_directory(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a log, in one write; a half line that a crash left behind is closed first.
+
+    Raises:
+        ValueError: `line` holds a line break.
+        StorageError: The disk refused.
+    """
+    if "\n" in line or "\r" in line:
+        raise ValueError("a line of a log cannot hold a line break")
+    with storage_errors("appending a line", path), path.open("ab+", buffering=0) as file:
+        torn = False
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")

@@ -1,0 +1,162 @@
+"""safetensors header <-> names, dtypes, shapes.
+
+The format: 8 bytes, the header's length as a little-endian integer; the header, JSON; then the tensors,
+little-endian and row-major, without holes. See https://github.com/huggingface/safetensors#format.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from llmt.checkpoints.reading import (
+    FETCH_AGAIN,
+    file_size,
+    open_file,
+    parse_json,
+    read_errors,
+    read_exactly,
+    shown,
+)
+from llmt.errors import ModelFileError
+from llmt.units import format_size
+
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_TENSORS = 100_000
+METADATA_KEY = "__metadata__"
+
+DTYPE_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+"""Bytes of one element, by the format's own names."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file: its dtype by the format's name, its shape, its byte range in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself; the tensors in the order of their bytes."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file, without reading its tensors.
+
+    Raises:
+        ModelFileError: Missing, damaged, or not a safetensors file.
+    """
+    with open_file(path) as file:
+        return parse_header(file, path)
+
+
+def parse_header(file: FileIO, path: Path) -> Header:
+    """Read and check the header of an open file: every byte after it belongs to exactly one tensor.
+
+    Raises:
+        ModelFileError: Damaged, or not a safetensors file.
+    """
+    with read_errors(path):
+        size = file_size(file)
+        if size < 8:
+            raise _damaged(path, f"{size} bytes are too few for a safetensors file")
+        try:
+            prefix = bytearray(8)
+            read_exactly(file, 0, memoryview(prefix))
+            length = int.from_bytes(prefix, "little")
+            if length > size - 8:
+                raise _damaged(path, "it is truncated, or not a safetensors file")
+            if length > MAX_HEADER_BYTES:
+                raise _damaged(path, f"a header of {format_size(length)}, at most 16 MiB is read")
+            text = bytearray(length)
+            read_exactly(file, 8, memoryview(text))
+        except EOFError as error:
+            raise _damaged(path, "it became shorter while it was read") from error
+    if not text.startswith(b"{"):
+        raise _damaged(path, "it is not a safetensors file")
+    content = parse_json(bytes(text), path)
+    metadata = _check_metadata(content.pop(METADATA_KEY, {}), path)
+    if len(content) > MAX_TENSORS:
+        raise _damaged(path, f"{len(content)} tensors, at most {MAX_TENSORS} are read")
+    begin = 8 + length
+    infos = sorted(
+        (_check_entry(name, entry, begin, path) for name, entry in content.items()),
+        key=lambda i: (i.begin, i.end),
+    )
+    end = begin
+    for info in infos:
+        if info.begin != end:
+            raise _damaged(path, f"the tensor {shown(info.name)} overlaps another or leaves a hole")
+        end = info.end
+    if end != size:
+        raise _damaged(path, f"the tensors end at byte {end}, the file at byte {size}")
+    return Header({info.name: info for info in infos}, metadata)
+
+
+def _check_metadata(value: object, path: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise _damaged(path, f"{METADATA_KEY} is not text by name")
+    return value
+
+
+def _check_entry(name: str, entry: object, data: int, path: Path) -> TensorInfo:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+            isinstance(entry, dict) and len(entry) == 3
+        ):
+            pass
+        case _:
+            raise _damaged(path, f"the entry of the tensor {shown(name)} is malformed")
+    if dtype not in DTYPE_BYTES:
+        raise _damaged(path, f"the tensor {shown(name)} has dtype {shown(dtype)}, which llmt does not read")
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise _damaged(path, f"the tensor {shown(name)} has no valid shape")
+    if not 0 <= begin <= end or math.prod(shape) * DTYPE_BYTES[dtype] != end - begin:
+        raise _damaged(path, f"the tensor {shown(name)} has a shape that does not fit its bytes")
+    return TensorInfo(name, dtype, tuple(shape), data + begin, data + end)
+
+
+def _damaged(path: Path, reason: str) -> ModelFileError:
+    return ModelFileError(f"{path}: {reason}", FETCH_AGAIN)
+
+
+def file_order(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The order in which tensors (name, dtype, shape) are to stand in a file: wide elements first.
+
+    So each tensor begins at a multiple of its element's size, which readers that map the file need.
+    """
+    return sorted(tensors, key=lambda tensor: -DTYPE_BYTES[tensor[1]])
+
+
+def encode_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The bytes before the first tensor's, for tensors (name, dtype, shape) that follow in this order.
+
+    Raises:
+        ValueError: Two tensors of one name, or a name that is reserved or not valid text.
+    """
+    content: dict[str, object] = {METADATA_KEY: {"format": "pt", **metadata}}
+    begin = 0
+    for name, dtype, shape in tensors:
+        if name in content:
+            raise ValueError(f"two tensors are named {shown(name)}")
+        end = begin + math.prod(shape) * DTYPE_BYTES[dtype]
+        content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,76 @@
+"""Every file and folder name that llmt writes or looks for, in one place."""
+
+import re
+
+MODEL_FILE = "model.safetensors"
+MODEL_INDEX = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+ADAPTER_MODEL = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+RUN_CONFIG = "config.yaml"
+PLAN = "plan.json"
+METRICS = "metrics.jsonl"
+REPORT = "report.html"
+AUDIT = "audit.json"
+MODEL_CARD = "README.md"
+RESULT = "result.json"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+MANIFEST = "MANIFEST.json"
+LOCK = "LOCK"
+LOCK_OWNER = "LOCK.json"
+
+PICKLED_MODEL = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED_ADAPTER = "adapter_model.bin"
+
+TEMPORARY_PREFIX = ".tmp-"
+DELETED_PREFIX = ".del-"
+DAMAGED_PREFIX = ".bad-"
+
+RUNS_DIRECTORY = "runs"
+
+COMPANIONS = (
+    CONFIG_FILE,
+    GENERATION_CONFIG,
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG,
+    CHAT_TEMPLATE,
+    ADAPTER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+)
+"""Small files that stand beside weights and are needed to use them."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
+_WEIGHTS = re.compile(r"(?:adapter_)?model(?:-[0-9]{5,}-of-[0-9]{5,})?\.safetensors(?:\.index\.json)?", re.ASCII)
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder name of the checkpoint after `step` optimizer steps."""
+    return f"checkpoint-{step}"
+
+
+def parse_checkpoint_step(name: str) -> int | None:
+    """The step in a folder name, or None where the name is not exactly one that `checkpoint_name` makes."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def shard_name(number: int, count: int, stem: str = "model") -> str:
+    """The name of weight file `number` (from 1) of `count`, as transformers writes it."""
+    return f"{stem}-{number:05d}-of-{count:05d}.safetensors"
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether `name` is a weight file or weight index that a loader would pick up."""
+    return _WEIGHTS.fullmatch(name) is not None

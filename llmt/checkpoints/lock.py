@@ -1,0 +1,56 @@
+"""One process per output directory."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llmt.checkpoints import layout
+from llmt.checkpoints.files import storage_errors, write_text_atomic
+from llmt.checkpoints.reading import read_json, shown
+from llmt.errors import BusyOutputError, ModelFileError
+
+
+@contextmanager
+def output_lock(directory: Path) -> Iterator[None]:
+    """Hold `directory`, which is made where it is missing, for this process alone.
+
+    The lock is the system's own (flock, LockFileEx), so that it ends with the process however that ends: the
+    lock of a dead process is free. Who holds it is written beside it, for the message.
+
+    Raises:
+        BusyOutputError: Another process holds it; the message says which, where and since when.
+        StorageError: The directory cannot be made or written.
+    """
+    from filelock import FileLock, Timeout
+
+    with storage_errors("locking the output directory", directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / layout.LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BusyOutputError(
+                f"{directory}: in use by {_owner(directory)}", "wait for it, or name another output directory"
+            ) from None
+    try:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+        write_text_atomic(directory / layout.LOCK_OWNER, json.dumps(owner) + "\n")
+        yield
+    finally:
+        with storage_errors("unlocking the output directory", directory):
+            (directory / layout.LOCK_OWNER).unlink(missing_ok=True)
+            lock.release()
+
+
+def _owner(directory: Path) -> str:
+    try:
+        owner = read_json(directory, layout.LOCK_OWNER)
+    except ModelFileError:  # the other process is just starting, or another user's
+        return "another process"
+    pid, host, since = (shown(owner.get(key)).strip("'") for key in ("pid", "host", "since"))
+    return f"process {pid} on {host} since {since}"

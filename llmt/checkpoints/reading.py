@@ -1,0 +1,160 @@
+"""A file that others wrote -> bytes, within bounds and inside its directory."""
+
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+from llmt.errors import ModelFileError
+from llmt.units import format_size
+
+MAX_JSON_BYTES = 64 * 2**20
+FETCH_AGAIN = "download or convert it again"
+
+# O_NONBLOCK: opening a planted pipe must not wait for its other end.
+_READ = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+)
+
+
+def shown(name: object) -> str:
+    """A foreign name as it may stand in a message: quoted, escaped, at most 120 characters."""
+    text = str(name)
+    return ascii(text if len(text) <= 120 else text[:117] + "...")
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the body into a `ModelFileError` that names `path`.
+
+    Raises:
+        ModelFileError: The body could not read.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: does not exist", "check the path") from error
+    except IsADirectoryError as error:
+        raise ModelFileError(f"{path}: is a directory, a file was expected", "name the file") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ModelFileError(f"{path}: cannot be read: {reason}", "check the file and its permissions") from error
+
+
+def open_file(path: Path) -> FileIO:
+    """Open the regular file that `path`, named by the user, leads to; unbuffered, for reading.
+
+    Raises:
+        ModelFileError: Missing, not a regular file, or not readable.
+    """
+    with read_errors(path):
+        return _open_regular(path.resolve())
+
+
+def open_inside(directory: Path, name: str) -> FileIO:
+    """Open the regular file `name` that lies directly in `directory`; a link out of it is refused.
+
+    The one link that is followed is that of a Hugging Face cache, whose `snapshots/REVISION/` files are links
+    into the `blobs/` folder beside `snapshots/`.
+
+    Raises:
+        ModelFileError: `name` is not a plain file name, or the file is missing, a link or not readable.
+    """
+    if not is_plain_name(name):
+        raise ModelFileError(f"{directory}: the file name {shown(name)} leaves the directory", FETCH_AGAIN)
+    path = directory / name
+    with read_errors(path):
+        if path.is_symlink():
+            target = path.resolve()
+            blobs = directory.resolve().parent.parent / "blobs"
+            if directory.resolve().parent.name != "snapshots" or target.parent != blobs:
+                raise ModelFileError(f"{path}: is a link out of its directory", "replace it by the file itself")
+            return _open_regular(target)
+        return _open_regular(path)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` is one path component on every system: no separator, drive, `.` or `..`."""
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\:\0")
+
+
+def _open_regular(path: Path) -> FileIO:
+    descriptor = os.open(path, _READ)
+    file = FileIO(descriptor, "rb")
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        raise ModelFileError(f"{path}: is not a regular file", "name a file")
+    return file
+
+
+def read_exactly(file: FileIO, offset: int, buffer: memoryview) -> None:
+    """Fill `buffer` from `offset` of `file`.
+
+    Raises:
+        EOFError: The file ends before the buffer is full.
+        OSError: The disk refused.
+    """
+    file.seek(offset)
+    done = 0
+    while done < len(buffer):
+        count = file.readinto(buffer[done:])
+        if not count:
+            raise EOFError
+        done += count
+
+
+def file_size(file: FileIO) -> int:
+    """Bytes in an open file."""
+    return os.fstat(file.fileno()).st_size
+
+
+def read_json(directory: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, object]:
+    """The JSON object in the file `name` of `directory`.
+
+    Raises:
+        ModelFileError: Missing, larger than `max_bytes`, or not one JSON object with unique keys.
+    """
+    path = directory / name
+    with open_inside(directory, name) as file, read_errors(path):
+        size = file_size(file)
+        if size > max_bytes:
+            limit = format_size(max_bytes)
+            raise ModelFileError(f"{path}: {format_size(size)} of JSON, the limit is {limit}", FETCH_AGAIN)
+        data = bytearray()
+        # A loop, because a raw read may return less than what is there.
+        while part := file.read(size + 1 - len(data)):
+            data += part
+    return parse_json(bytes(data), path)
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, object]:
+    """The JSON object in `data`; two equal keys in one object are an error, not a choice.
+
+    Raises:
+        ModelFileError: Not one JSON object with unique keys; `path` is named.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ModelFileError(f"{path}: not valid JSON: {reason}", FETCH_AGAIN) from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path}: holds JSON, but not an object", FETCH_AGAIN)
+    return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {shown(twice)} stands there twice")
+    return found

@@ -1,0 +1,170 @@
+"""step -> checkpoint directory -> newest whole step."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmt.checkpoints import layout
+from llmt.checkpoints.atomic import StagedDirectory, remove, set_aside, staged_directory
+from llmt.checkpoints.files import fsync_directory, storage_errors
+from llmt.checkpoints.manifest import Manifest, UnknownFormatError, manifest_problems, read_manifest
+from llmt.errors import ModelFileError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose every byte was found to be what was written."""
+
+    step: int
+    path: Path
+    manifest: Manifest
+
+
+class CheckpointStore:
+    """The checkpoints of one run, `RUN/checkpoint-STEP`. The run's `output_lock` must be held while it is
+    changed.
+
+    Which one is newest is decided by the step in its name and by its manifest: never by file times, never by
+    a file that points at it.
+    """
+
+    def __init__(self, run_directory: Path) -> None:
+        self.directory = run_directory
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of `step` is or would be."""
+        return self.directory / layout.checkpoint_name(step)
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint directory, ascending; says nothing about their content."""
+        if not self.directory.is_dir():
+            return []
+        with storage_errors("listing checkpoints", self.directory):
+            names = [path.name for path in self.directory.iterdir() if path.is_dir() and not path.is_symlink()]
+        return sorted(step for name in names if (step := layout.parse_checkpoint_step(name)) is not None)
+
+    def save(
+        self, step: int, fill: Callable[[StagedDirectory], None], extra: Mapping[str, object] | None = None
+    ) -> Path:
+        """Publish a checkpoint, whole or not at all; once this returns, it survives a power failure.
+
+        A checkpoint of the same step that is already there is replaced.
+
+        Args:
+            step: Optimizer steps done.
+            fill: Writes the files into the folder it is given.
+            extra: Fields for the manifest, beside `step`.
+
+        Raises:
+            StorageError: The disk refused. Earlier checkpoints are untouched.
+        """
+        target = self.path(step)
+        with storage_errors("creating the run directory", self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        with staged_directory(target, extra={"step": step, **(extra or {})}, replace=True) as staged:
+            fill(staged)
+        return target
+
+    def latest(self, on_damaged: Callable[[str], None] | None = None) -> Checkpoint | None:
+        """The highest step whose manifest verifies, size and SHA-256 of every file; None where there is none.
+
+        A damaged checkpoint on the way is renamed to `.bad-...`, never deleted.
+
+        Args:
+            on_damaged: Called with one line for each damaged checkpoint: which, why, and its new name.
+
+        Raises:
+            ModelFileError: A checkpoint of a newer llmt stands in the way.
+            StorageError: A damaged checkpoint cannot be renamed.
+        """
+        for step in reversed(self.steps()):
+            found, problems = self._verify(step)
+            if found is not None:
+                return found
+            with storage_errors("setting a damaged checkpoint aside", self.path(step)):
+                new = set_aside(self.path(step), layout.DAMAGED_PREFIX)
+            if on_damaged is not None:
+                reason = "; ".join(problems)
+                on_damaged(f"{layout.checkpoint_name(step)} is damaged ({reason}); kept as {new.name}")
+        return None
+
+    def _verify(self, step: int) -> tuple[Checkpoint | None, list[str]]:
+        path = self.path(step)
+        try:
+            manifest = read_manifest(path)
+            problems = [f"no {layout.MANIFEST}"] if manifest is None else manifest_problems(path, manifest)
+        except UnknownFormatError:
+            raise
+        except ModelFileError as error:
+            return None, [error.message]
+        if manifest is None or problems:
+            return None, problems
+        if manifest.extra.get("step") != step:
+            return None, [f"its manifest says step {manifest.extra.get('step')!r}"]
+        return Checkpoint(step, path, manifest), []
+
+    def retain(self, limit: int, keep: Collection[int] = ()) -> list[int]:
+        """Remove the oldest checkpoints until `limit` are left; the newest, and those in `keep`, always stay.
+
+        Args:
+            limit: How many to leave, at least 1.
+            keep: Steps that must stay: the best, the one this run came from. They count towards `limit`.
+
+        Returns:
+            The steps removed.
+
+        Raises:
+            ValueError: `limit` is below 1.
+            StorageError: The disk refused.
+        """
+        if limit < 1:
+            raise ValueError(f"save_total_limit is {limit}; at least 1 checkpoint must stay")
+        steps = self.steps()
+        removable = [step for step in steps[:-1] if step not in keep]
+        victims = removable[: max(0, len(steps) - limit)]
+        for step in victims:
+            with storage_errors("removing an old checkpoint", self.path(step)):
+                # Renamed first: a half-removed directory must not look like a checkpoint.
+                remove(set_aside(self.path(step), layout.DELETED_PREFIX))
+        return victims
+
+    def clean(self) -> list[str]:
+        """Remove what an earlier process left behind when it died (`.tmp-*`, `.del-*`); call it at the start.
+
+        Where no whole checkpoint is left, a whole one that was about to be removed is brought back first.
+
+        Returns:
+            The names removed.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        if not self.directory.is_dir():
+            return []
+        prefixes = (layout.TEMPORARY_PREFIX, layout.DELETED_PREFIX)
+        with storage_errors("cleaning up", self.directory):
+            leftovers = sorted(path for path in self.directory.iterdir() if path.name.startswith(prefixes))
+            if any(path.name.startswith(layout.DELETED_PREFIX) for path in leftovers) and not self.steps():
+                leftovers = self._bring_back(leftovers)
+            for path in leftovers:
+                remove(path)
+        return [path.name for path in leftovers]
+
+    def _bring_back(self, leftovers: list[Path]) -> list[Path]:
+        best: tuple[int, Path] | None = None
+        for path in leftovers:
+            name = path.name.removeprefix(layout.DELETED_PREFIX).rpartition("-")[0]
+            step = layout.parse_checkpoint_step(name)
+            if step is None or (best is not None and step <= best[0]):
+                continue
+            try:
+                manifest = read_manifest(path)
+            except ModelFileError:
+                continue
+            if manifest is not None and not manifest_problems(path, manifest):
+                best = (step, path)
+        if best is None:
+            return leftovers
+        best[1].rename(self.path(best[0]))
+        fsync_directory(self.directory)
+        return [path for path in leftovers if path != best[1]]

@@ -1,0 +1,1 @@
+"""words typed -> core calls -> words shown."""

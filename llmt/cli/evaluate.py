@@ -1,0 +1,110 @@
+"""`llmt eval`: loss, perplexity and bits per byte."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmt.cli.options import with_settings
+from llmt.cli.output import Output
+from llmt.cli.progress import progress_bar
+from llmt.config.data import DataConfig
+from llmt.config.layers import Given
+from llmt.config.load import ConfigSource, cache_directory, load_run, load_task
+from llmt.config.tasks import EvalSettings
+from llmt.errors import MismatchError, ModelFileError
+
+if TYPE_CHECKING:
+    from llmt.data.shards import ShardSet
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint, a model directory or an adapter.")]
+
+
+@with_settings(EvalSettings)
+def evaluate(out: Output, given: list[Given], model: Model) -> None:
+    """Measure a model on text: loss, perplexity and bits per byte.
+
+    Without --data, on the held-out part of the text that the model was trained on.
+    """
+    settings = load_task("eval", EvalSettings, flags=given).config
+    from llmt.data.loader import count_blocks, evaluation_batches
+    from llmt.evaluation.perplexity import evaluate as measure
+    from llmt.models.open import open_model
+    from llmt.system.machine import inspect_machine
+    from llmt.system.plan import choose_device
+    from llmt.tokenizers.load import load_tokenizer
+
+    device, _ = choose_device(settings.device, inspect_machine())
+    adapter = None if settings.adapter is None else Path(settings.adapter)
+    loaded, directory = open_model(Path(model), adapter, device.kind)
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.vocab_size > loaded.vocab_size:
+        raise MismatchError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size:,} ids, the model {loaded.vocab_size:,}",
+            "use the tokenizer that the model was trained with",
+        )
+    shards, source = _held_out(settings, directory, tokenizer)
+    size = settings.block_size or min(loaded.context_length, _trained_length(directory) or loaded.context_length)
+    blocks = count_blocks(shards, size)
+    batches = evaluation_batches(shards, size, settings.batch_size)
+    whole = settings.max_batches is None or settings.max_batches * settings.batch_size >= blocks
+    if settings.max_batches is not None:
+        batches = (batch for batch, _ in zip(batches, range(settings.max_batches), strict=False))
+    with progress_bar(out, "evaluating") as bar:
+        report = measure(
+            loaded,
+            batches,
+            text_bytes=shards.text_bytes if whole else 0,
+            progress=lambda tokens: bar.update(tokens, shards.targets),
+        )
+    values = {**report.values(), "data": source, "block_size": size, "device": device.kind}
+    if settings.output is not None:
+        _write(Path(settings.output), values)
+    if out.as_json:
+        out.json(values)
+        return
+    bits = f"{report.bits_per_byte:.4f}" if report.bits_per_byte is not None else "not known: only a part was measured"
+    rows: list[tuple[str, Any]] = [
+        ("bits per byte", bits),
+        ("perplexity", f"{report.perplexity:.3f}"),
+        ("loss", f"{report.loss:.4f} nats per token"),
+        ("tokens", f"{report.tokens:,}"),
+        ("data", source),
+        ("context", f"{size} tokens"),
+    ]
+    out.table(rows, to_result=True)
+
+
+def _held_out(settings: EvalSettings, directory: Path, tokenizer: Any) -> tuple["ShardSet", str]:
+    """The shards to measure on, and what they are called."""
+    from llmt.data.prepare import prepare_shards
+
+    if settings.data:
+        config = DataConfig(sources=settings.data, validation_split=0.0, block_size=2)
+        return prepare_shards(config, tokenizer, cache_directory(None) / "shards").train, ", ".join(settings.data)
+    path = _run_config(directory)
+    if path is None:
+        raise ModelFileError(f"{directory}: was not trained here, so it has no held-out text", "llmt eval MODEL --data FILE")
+    data = load_run(ConfigSource(directory.name, path=path), environ={}).config.data
+    prepared = prepare_shards(data, tokenizer, cache_directory(data.cache_dir) / "shards")
+    if prepared.validation is None:
+        raise ModelFileError(f"{directory}: its run held nothing out", "llmt eval MODEL --data FILE")
+    return prepared.validation, f"held-out part of {', '.join(data.sources)}"
+
+
+def _run_config(directory: Path) -> Path | None:
+    """The configuration of the run that a directory is, or is a checkpoint of."""
+    return next((p for p in (directory / "config.yaml", directory.parent / "config.yaml") if p.is_file()), None)
+
+
+def _trained_length(directory: Path) -> int | None:
+    path = _run_config(directory)
+    return load_run(ConfigSource("run", path=path), environ={}).config.data.block_size if path is not None else None
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    from llmt.checkpoints.files import write_text_atomic
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, json.dumps(values, indent=2) + "\n")

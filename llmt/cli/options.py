@@ -1,0 +1,132 @@
+"""Settings -> command-line options: name, help, type and default of a flag are read from its field."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from llmt.cli.output import Output
+from llmt.config.aliases import ALIASES
+from llmt.config.base import Section
+from llmt.config.fields import Field, walk_fields
+from llmt.config.layers import Given
+from llmt.config.run import TrainConfig
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
+"""Settings of every command: `-h`, and `_` for `-` in option names."""
+
+NAMES = {
+    "data.sources": "data",
+    "tokenizer.path": "tokenizer",
+    "lora.enabled": "lora",
+    "logging.steps": "logging-steps",
+    "lora.dropout": "lora-dropout",
+    "lora.r": "lora-r",
+    "lora.alpha": "lora-alpha",
+    "lora.method": "lora-method",
+    "lora.bias": "lora-bias",
+    "lora.target_modules": "lora-target-modules",
+    "training.per_device_train_batch_size": "per-device-train-batch-size",
+}
+"""Flags whose name is not the last part of the field's."""
+
+SHORT = {"output_dir": "-o", "prompt": "-p", "max_new_tokens": "-n"}
+
+_ON_OFF_ALIASES = {
+    "use_amp", "fp16", "bf16", "torch_compile", "compile_model", "force_cpu", "use_cpu", "use_peft", "use_lora",
+    "use_gradient_checkpointing", "activation_checkpointing", "tie_weights", "dataloader_pin_memory",
+}  # fmt: skip
+
+def _switch(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+
+
+_OUTPUT = (
+    inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+    _switch("quiet", Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]),
+    _switch("as_json", Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]),
+    _switch("debug", Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]),
+)
+
+
+def flag_name(path: str) -> str:
+    """The flag of a setting, without its dashes."""
+    return NAMES.get(path, path.rpartition(".")[2].replace("_", "-"))
+
+
+def with_settings(section: type[Section]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for every setting, and `--quiet`, `--json`, `--debug`.
+
+    The command takes `out: Output` and `given: list[Given]`: the options that were typed, with their places.
+    """
+    parameters, paths = _parameters(section)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        fixed = [p for p in own.parameters.values() if p.name not in ("given", "out")]
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            out = values["context"].find_object(Output)
+            out.quiet, out.as_json, out.debug = values["quiet"], values["as_json"], out.debug or values["debug"]
+            given = [
+                Given(path, values[name], place)
+                for name, (path, place) in paths.items()
+                if values[name] not in (None, [], ())
+            ]
+            command(**{p.name: values[p.name] for p in fixed}, given=given, out=out)
+
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*fixed, *parameters, *_OUTPUT)]
+        run.__signature__ = own.replace(parameters=keyword)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in keyword}
+        return run
+
+    return decorate
+
+
+def _parameters(section: type[Section]) -> tuple[list[inspect.Parameter], Mapping[str, tuple[str, str]]]:
+    """The parameters to add, and for each its dotted key and its flag."""
+    parameters: list[inspect.Parameter] = []
+    paths: dict[str, tuple[str, str]] = {}
+    fields = {flag_name(field.path): field for field in walk_fields(section)}
+    for flag, field in fields.items():
+        name = "setting_" + flag.replace("-", "_")
+        paths[name] = (field.path, f"--{flag}")
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_typed(flag, field)))
+    if section is TrainConfig:
+        for alias in ALIASES:
+            flag = alias.replace("_", "-")
+            if flag in fields:
+                continue
+            name = "alias_" + alias
+            paths[name] = (alias, f"--{flag}")
+            parameters.append(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_alias(alias, flag))
+            )
+    return parameters, paths
+
+
+def _typed(flag: str, field: Field) -> Any:
+    names = [f"--{flag}"] + ([SHORT[field.path]] if field.path in SHORT else [])
+    section = field.path.rpartition(".")[0]
+    shared: dict[str, Any] = {
+        "help": field.help.replace("`", ""),
+        "show_default": field.default_text if field.default not in (None, (), "") else False,
+        "rich_help_panel": f"{section} settings" if section else "Options",
+    }
+    if field.is_flag:
+        return Annotated[bool | None, typer.Option(f"--{flag}/--no-{flag}", **shared)]
+    if "list" in field.type_name:
+        return Annotated[list[str] | None, typer.Option(*names, metavar="TEXT", **shared)]
+    metavar = "|".join(field.choices) if field.choices else field.type_name.upper()
+    return Annotated[str | None, typer.Option(*names, metavar=metavar, **shared)]
+
+
+def _alias(alias: str, flag: str) -> Any:
+    if alias in _ON_OFF_ALIASES:
+        return Annotated[bool | None, typer.Option(f"--{flag}/--no-{flag}", hidden=True)]
+    return Annotated[str | None, typer.Option(f"--{flag}", hidden=True)]
+
+

@@ -1,0 +1,122 @@
+"""values -> the terminal: the only place that prints.
+
+Results go to stdout, everything else to stderr. Text from outside is never markup, and its control
+characters are shown, not sent.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmt.errors import ConfigError, LlmtError
+
+_BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
+
+
+def safe(text: object) -> str:
+    """Text that cannot move the cursor, ring, or turn the reading direction: such characters are spelled out."""
+    return "".join(char if _is_harmless(char) else _spell(char) for char in str(text))
+
+
+def _is_harmless(char: str) -> bool:
+    code = ord(char)
+    if code < 0x20:
+        return char in "\n\t"
+    return not (0x7F <= code < 0xA0 or code in _BIDI or 0xD800 <= code < 0xE000 or code in (0x2028, 0x2029))
+
+
+def _spell(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"
+
+
+def _console(stream: Any) -> Console:
+    return Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+@dataclass
+class Output:
+    """Where a command writes, and how much.
+
+    Attributes:
+        quiet: Results only; no messages, no progress.
+        as_json: Results as JSON.
+        debug: Errors with their traceback.
+    """
+
+    quiet: bool = False
+    as_json: bool = False
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        self.out = _console(sys.stdout)
+        self.err = _console(sys.stderr)
+
+    @property
+    def live(self) -> bool:
+        """Progress may be redrawn in place."""
+        return self.err.is_terminal and not self.err.is_dumb_terminal and not self.quiet
+
+    def result(self, text: object) -> None:
+        """A line of the result, for people."""
+        self.out.print(Text(safe(text)))
+
+    def stream(self, text: str) -> None:
+        """A piece of the result, at once and without a new line; raw where nobody's terminal reads it."""
+        sys.stdout.write(safe(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+
+    def json(self, value: Any) -> None:
+        """The result for programs: one JSON document."""
+        json.dump(_finite(value), sys.stdout, ensure_ascii=False, indent=None, default=str)
+        sys.stdout.write("\n")
+
+    def say(self, text: object, style: str = "") -> None:
+        """A message beside the result."""
+        if not self.quiet:
+            self.err.print(Text(safe(text), style=style))
+
+    def heading(self, text: str) -> None:
+        """The title of what follows."""
+        self.say(text, "bold")
+
+    def table(self, rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), to_result: bool = False) -> None:
+        """Aligned columns, among the messages or as the result."""
+        if self.quiet and not to_result:
+            return
+        table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        width = len(header)
+        lines = [[Text(safe(cell)) for cell in row] for row in rows]
+        for column in range(width or max((len(line) for line in lines), default=0)):
+            table.add_column(header[column] if header else "", overflow="fold")
+        for line in lines:
+            table.add_row(*line)
+        console = self.out if to_result else self.err
+        console.print(table, soft_wrap=False)
+
+    def error(self, error: LlmtError) -> None:
+        """Two lines: what went wrong, and what to type; further configuration problems one line each."""
+        problems = error.problems if isinstance(error, ConfigError) else (error.message,)
+        for problem in problems:
+            line = " ".join(safe(problem).split("\n"))
+            self.err.print(Text.assemble(("error: ", "bold red"), line))
+        if error.hint:
+            self.err.print(Text.assemble(("hint: ", "bold"), safe(error.hint)))
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: such numbers become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,124 @@
+"""`llmt tokenizer`: text to a tokenizer, and a look at what it does."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmt.cli.options import CONTEXT, with_settings
+from llmt.cli.output import Output
+from llmt.cli.progress import progress_bar
+from llmt.config.data import BUILTIN
+from llmt.config.layers import Given
+from llmt.config.load import load_task
+from llmt.config.tasks import TokenizerInspectSettings, TokenizerTrainSettings
+from llmt.errors import BusyOutputError
+
+app = typer.Typer(help="Train tokenizers and look into them.", context_settings=CONTEXT)
+
+SAMPLE_DOCUMENTS = 50
+
+
+@app.command("train", context_settings=CONTEXT)
+@with_settings(TokenizerTrainSettings)
+def train(
+    out: Output,
+    given: list[Given],
+    files: Annotated[list[str] | None, typer.Argument(metavar="[FILES]...", help="Text to learn from.")] = None,
+) -> None:
+    """Learn a tokenizer from text; without FILES, from the documentation inside Python."""
+    settings = load_task("tokenizer_train", TokenizerTrainSettings, flags=given).config
+    from llmt.checkpoints.atomic import staged_directory
+    from llmt.data.sources import open_documents
+    from llmt.tokenizers.inspect import inspect_tokenizer
+    from llmt.tokenizers.train import train_tokenizer
+
+    sources = (*(files or ()), *settings.data) or (BUILTIN,)
+    target = Path(settings.output_dir or Path("tokenizers") / settings.algo).expanduser()
+    _claim(target, overwrite=settings.overwrite)
+    options = settings.model_dump(include=set(_TRAINING_OPTIONS))
+    with progress_bar(out, f"training {settings.algo}") as bar:
+        texts = (document.text for document in open_documents(sources))
+        trained = train_tokenizer(
+            settings.algo, texts, **options, progress=lambda done, total: bar.update(done, total)
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    with staged_directory(target, extra=None) as staged:
+        trained.save_pretrained(staged.path)
+    report = inspect_tokenizer(trained, _sample(sources))
+    values = {"directory": str(target), "algo": settings.algo, "vocab_size": trained.vocab_size,
+              "characters_per_token": report.characters_per_token}  # fmt: skip
+    if out.as_json:
+        out.json(values)
+        return
+    out.result(
+        f"{target}: {settings.algo}, {trained.vocab_size:,} tokens, {report.characters_per_token:.2f} characters per token"
+    )
+    if trained.vocab_size < settings.vocab_size and settings.algo != "byte":
+        out.say(f"note: {settings.vocab_size:,} were asked for; the text supports {trained.vocab_size:,}")
+    out.say(f"next:  llmt tokenizer inspect {target}")
+    out.say(f"       llmt train --tokenizer {target}")
+
+
+@app.command("inspect", context_settings=CONTEXT)
+@with_settings(TokenizerInspectSettings)
+def inspect(
+    out: Output,
+    given: list[Given],
+    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help="Directory of a tokenizer or model.")],
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Text to cut; without it, a sample.")] = None,
+) -> None:
+    """Show how a tokenizer cuts text, and how well."""
+    settings = load_task("tokenizer_inspect", TokenizerInspectSettings, flags=given).config
+    from llmt.tokenizers.inspect import inspect_tokenizer
+    from llmt.tokenizers.load import load_tokenizer
+
+    loaded = load_tokenizer(tokenizer)
+    report = inspect_tokenizer(loaded, text if text is not None else _sample(settings.data or (BUILTIN,)))
+    values = asdict(report)
+    segmentation = values.pop("segmentation")
+    if out.as_json:
+        out.json({**values, "segmentation": segmentation[: settings.limit]})
+        return
+    rows = [(name.replace("_", " "), _shown(value)) for name, value in values.items()]
+    out.table(rows, to_result=True)
+    out.table(segmentation[: settings.limit], header=("token", "id"), to_result=True)
+
+
+_TRAINING_OPTIONS = (
+    "vocab_size", "min_frequency", "split", "style", "threshold", "max_subword_length", "continuation_prefix",
+)  # fmt: skip
+
+
+def _claim(target: Path, *, overwrite: bool) -> None:
+    """A tokenizer may be written there.
+
+    Raises:
+        BusyOutputError: Something stands there that may not be replaced.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / "tokenizer.json").is_file() or (target / "config.json").exists():
+        raise BusyOutputError(f"{target}: exists and is no tokenizer of its own", "name another directory with -o")
+    if not overwrite:
+        raise BusyOutputError(f"{target}: holds a tokenizer already", "add --overwrite, or name another with -o")
+
+
+def _sample(sources: tuple[str, ...]) -> str:
+    """The first documents of a corpus, as a text to measure on."""
+    from llmt.data.sources import open_documents
+
+    texts = [document.text for document, _ in zip(open_documents(sources), range(SAMPLE_DOCUMENTS), strict=False)]
+    return "\n".join(texts)[:1_000_000]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,220 @@
+"""`llmt train`: text to a finished model, with everything that was decided and why."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmt.cli.options import with_settings
+from llmt.cli.output import Output
+from llmt.cli.progress import TrainingView, progress_bar
+from llmt.config.layers import Given
+from llmt.config.load import ConfigSource, find_source, load_run
+from llmt.config.run import TrainConfig
+from llmt.errors import Interrupted
+from llmt.units import format_count, format_duration, format_size
+
+if TYPE_CHECKING:
+    from llmt.training.build import Prepared
+    from llmt.training.finish import Finished
+
+Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A template, a YAML file, or a run's directory.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any setting by its dotted name.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Show what would be done, and stop.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint of the run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that stands in the output directory.")]
+
+
+@with_settings(TrainConfig)
+def train(
+    out: Output,
+    given: list[Given],
+    config: Config = None,
+    sets: Sets = None,
+    plan: Plan = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a model: from scratch, from a base, or an adapter.
+
+    With nothing else, the quickstart model on the documentation inside Python.
+    """
+    asked, source = _read(out, config, given, sets or (), resume=resume)
+    from llmt.checkpoints.lock import output_lock
+    from llmt.training.build import claim_directory, clear_directory, run_directory, with_sources
+
+    asked = with_sources(asked)
+    directory = run_directory(asked)
+    if plan:
+        _show_plan(out, _prepare(out, asked, directory, _base(asked), resume=resume))
+        return
+    claim_directory(directory, resume=resume, overwrite=overwrite)
+    base = _base(asked) or _first_base(out, asked)
+    with output_lock(directory):
+        claim_directory(directory, resume=resume, overwrite=overwrite)
+        if overwrite and not resume:
+            clear_directory(directory)
+        _train(out, asked, directory, base, resume=resume)
+
+
+def _read(
+    out: Output, argument: str | None, given: list[Given], sets: tuple[str, ...] | list[str], *, resume: bool
+) -> tuple[TrainConfig, ConfigSource]:
+    """The configuration; that of a resume comes from the run itself."""
+    lora = any(g.key == "lora.enabled" and g.value for g in given)
+    source = find_source(argument, lora=lora)
+    loaded = load_run(source, flags=given, sets=sets)
+    asked = loaded.config if loaded.config.name else loaded.config.model_copy(update={"name": source.name})
+    for note in loaded.notes:
+        out.say(f"note: {note}")
+    if not resume:
+        return asked, source
+    from llmt.training.build import run_directory
+    from llmt.training.resume import check_same_config
+
+    in_run = source.path is not None and source.path.name == "config.yaml"
+    directory = source.path.parent if in_run and source.path is not None else run_directory(asked)
+    if not (directory / "config.yaml").is_file():
+        return asked, source
+    own = ConfigSource(directory.name, path=directory / "config.yaml")
+    asked = load_run(own, flags=given, sets=sets).config.model_copy(update={"output_dir": str(directory)})
+    check_same_config(directory, asked)
+    return asked, own
+
+
+def _base(asked: TrainConfig) -> Path | None:
+    """The base that was named, or the newest finished run under an adapter."""
+    from llmt.checkpoints.runs import newest_finished, resolve_model_directory
+
+    if asked.base is not None:
+        return resolve_model_directory(Path(asked.base).expanduser())
+    newest = newest_finished() if asked.lora.enabled else None
+    return newest.path if newest is not None else None
+
+
+def _first_base(out: Output, asked: TrainConfig) -> Path | None:
+    """Under an adapter with no finished run anywhere, the quickstart model is trained first."""
+    if not asked.lora.enabled:
+        return None
+    out.say("no finished run under ./runs: training the quickstart model first, as the base")
+    first = load_run(find_source(None)).config.model_copy(update={"device": asked.device, "name": "quickstart"})
+    from llmt.checkpoints.lock import output_lock
+    from llmt.training.build import claim_directory, run_directory, with_sources
+
+    directory = run_directory(first)
+    started = any(directory.glob("checkpoint-*"))
+    claim_directory(directory, resume=started, overwrite=False)
+    with output_lock(directory):
+        _train(out, with_sources(first), directory, None, resume=started)
+    return directory
+
+
+def _prepare(out: Output, asked: TrainConfig, directory: Path, base: Path | None, *, resume: bool) -> "Prepared":
+    from llmt.training.build import prepare
+
+    with progress_bar(out, "preparing") as bar:
+        return prepare(
+            asked,
+            directory,
+            base=base,
+            resume=resume,
+            progress=lambda what, done, total: bar.update(done, total, what),
+        )
+
+
+def _show_plan(out: Output, prepared: "Prepared") -> None:
+    """The plan with its reasons; the result itself under `--plan`."""
+    data, plan = prepared.corpus.data, prepared.plan
+    audit = data.audit
+    model = f"{format_count(prepared.work.parameters)} parameters, vocabulary {prepared.work.vocab_size:,}"
+    if prepared.config.lora.enabled:
+        model += f", adapter of rank {prepared.config.lora.r}"
+    text = f"{audit.documents:,} documents, {format_size(audit.text_bytes)}, {audit.tokens:,} tokens"
+    if out.as_json:
+        out.json({"model": model, "data": text, "notes": [*prepared.corpus.notes, *data.notes], **plan.values()})
+        return
+    out.heading("plan")
+    rows: list[tuple[str, object, str]] = [
+        ("model", model, ""),
+        ("data", text, "; ".join((*prepared.corpus.notes, *data.notes))),
+    ]
+    rows += [(line.name, str(line.value).lower() if isinstance(line.value, bool) else line.value, line.reason) for line in plan.lines]
+    out.table(rows)
+
+
+def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, *, resume: bool) -> None:
+    from llmt.training.build import build_trainer
+    from llmt.training.finish import finish
+    from llmt.training.signals import stop_on_signal
+
+    started = time.monotonic()
+    prepared = _prepare(out, asked, directory, base, resume=resume)
+    for sentence in prepared.damaged:
+        out.say(f"warning: {sentence}", "yellow")
+    if not out.as_json:
+        _show_plan(out, prepared)
+    trainer, keeper = build_trainer(prepared, base=base)
+    if trainer.notes:
+        out.say(f"note: the resume is not bit for bit: {', '.join(trainer.notes)}")
+    if resume:
+        out.say(f"resuming at step {trainer.state.step} of {trainer.limits.max_steps}")
+    view = TrainingView(out, trainer.limits.max_steps, asked.logging.steps)
+    try:
+        with stop_on_signal(trainer.request_stop), progress_bar(out, "training") as bar:
+            first = trainer.state.step
+            for report in trainer.run():
+                done = report.step - first
+                left = (trainer.limits.max_steps - report.step) * report.seconds / done
+                view.show(bar, report.step, view.line(report.step, report.loss, report.learning_rate, report.tokens_per_second, left))
+                if report.evaluation is not None:
+                    out.say(_evaluation_line(report.step, report.evaluation.values(), best=report.is_best))
+                if report.step % asked.logging.steps == 0 or report.evaluation is not None or done == 1:
+                    keeper.log(report)
+    except Interrupted as stopped:
+        raise Interrupted(
+            f"{stopped.message} {keeper.store.path(trainer.state.step)}",
+            f"llmt train {directory} --resume",
+            stopped.signum,
+        ) from None
+    finished = finish(trainer, keeper, prepared, base)
+    _show_result(out, finished, prepared, time.monotonic() - started)
+
+
+def _evaluation_line(step: int, values: dict[str, float | int | None], *, best: bool) -> str:
+    bits = values["bits_per_byte"]
+    measured = f", {bits:.3f} bits per byte" if bits is not None else ""
+    return f"step {step}  validation loss {values['loss']:.4f}{measured}{'  (best so far)' if best else ''}"
+
+
+def _show_result(out: Output, finished: "Finished", prepared: "Prepared", seconds: float) -> None:
+    """Validation, a sample, and what to type next."""
+    from llmt.training.finish import sample_text
+
+    values = finished.evaluation.values() if finished.evaluation is not None else {}
+    if out.as_json:
+        sample = "".join(sample_text(finished, prepared))
+        out.json({"directory": str(finished.directory), "step": finished.step, "seconds": seconds,
+                  "validation": values or None, "sample": sample})  # fmt: skip
+        return
+    out.heading("done")
+    out.result(f"model: {finished.directory} (step {finished.step}, {format_duration(seconds)})")
+    if finished.evaluation is not None:
+        report = finished.evaluation
+        out.result(
+            f"validation: {report.bits_per_byte:.3f} bits per byte, perplexity {report.perplexity:.2f}, "
+            f"{report.tokens:,} tokens"
+        )
+    if prepared.config.logging.sample_tokens:
+        out.heading("sample")
+        if prepared.config.logging.sample_prompt:
+            out.stream(prepared.config.logging.sample_prompt)
+        for piece in sample_text(finished, prepared):
+            out.stream(piece)
+        out.result("")
+    base = f" --adapter {finished.directory}" if prepared.config.lora.enabled else ""
+    target = str(prepared.config.base or "MODEL") if base else str(finished.directory)
+    out.heading("next")
+    out.say(f"  llmt generate {target}{base}")
+    out.say(f"  llmt eval {target}{base}")
+    out.say(f"  llmt train {finished.directory} --resume --max-steps {2 * prepared.plan.total_steps}")

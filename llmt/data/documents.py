@@ -1,0 +1,16 @@
+"""The unit of text: one document."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that stands for itself: the model sees its end.
+
+    Attributes:
+        text: The text, without a byte order mark, otherwise as it was read.
+        source: Where it came from: `file`, `file:line` or `builtin:kind/name`.
+    """
+
+    text: str
+    source: str

@@ -1,0 +1,1 @@
+"""weights -> other people's formats."""

@@ -1,0 +1,95 @@
+"""What the rest of llmt asks of a language model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmt.models.cache import KeyValueCache
+from llmt.models.loss import TokenLoss, token_loss
+
+
+class BaseLanguageModel(nn.Module, ABC):
+    """A causal language model.
+
+    Attributes:
+        vocab_size: Number of tokens V that it knows.
+        context_length: Longest sequence it was made for, in tokens.
+    """
+
+    vocab_size: int
+    context_length: int
+
+    @abstractmethod
+    def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """`(B, T)` token ids to `(B, T, D)` final hidden states.
+
+        Args:
+            input_ids: Token ids.
+            cache: Earlier keys and values; the new ones are appended to it.
+        """
+
+    @abstractmethod
+    def output_weight(self) -> Tensor:
+        """The `(V, D)` matrix that turns hidden states into logits."""
+
+    @abstractmethod
+    def new_cache(self, batch_size: int, length: int) -> KeyValueCache | None:
+        """Room for `batch_size` sequences of `length` tokens; None where the model has no such cache."""
+
+    @abstractmethod
+    def model_config(self) -> dict[str, Any]:
+        """What goes into `config.json`, in the names of the transformers library."""
+
+    def forward(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """`(B, T)` token ids to `(B, T, V)` logits."""
+        return F.linear(self.hidden_states(input_ids, cache), self.output_weight())
+
+    def loss(self, input_ids: Tensor, labels: Tensor) -> TokenLoss:
+        """Next-token loss of a batch whose labels are shifted already.
+
+        Args:
+            input_ids: `(B, T)` token ids.
+            labels: `(B, T)` next tokens, -100 where nothing is predicted.
+        """
+        return token_loss(self.hidden_states(input_ids), self.output_weight(), labels)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every tensor to save, under the names of the transformers library."""
+        return dict(self.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def num_parameters(self, *, trainable: bool = False) -> int:
+        """Number of weights, tied ones counted once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        max_shard_size: int | str = "5GB",
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        token_ids: Mapping[str, int | None] | None = None,
+    ) -> Path:
+        """Write a model directory that `AutoModelForCausalLM` opens, whole or not at all.
+
+        Args:
+            directory: Where; must not exist yet.
+            max_shard_size: Largest file, in bytes or as text.
+            weights: Tensors to write instead of the module's own, such as fp32 masters.
+            token_ids: `bos_token_id`, `eos_token_id` and `pad_token_id` of the tokenizer.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        from llmt.models.load import save_model
+
+        return save_model(self, Path(directory), max_shard_size, weights=weights, token_ids=token_ids)

@@ -1,0 +1,91 @@
+"""ModelConfig <-> the `config.json` of a Llama."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmt.config.model import ModelConfig
+from llmt.errors import ModelFileError
+
+LLAMA_TYPES = ("llama", "mistral")
+
+
+def llama_config(config: ModelConfig, vocab_size: int, context_length: int) -> dict[str, Any]:
+    """The `config.json` of a model, complete enough that no reader falls back to a default of its own.
+
+    The rotary base stands there in both spellings: readers know one or the other.
+    """
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": context_length,
+        "initializer_range": config.initializer_range,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "attention_bias": False,
+        "attention_dropout": config.attention_dropout,
+        "mlp_bias": False,
+        "use_cache": True,
+    }
+
+
+def is_llama(values: Mapping[str, Any]) -> bool:
+    """Whether `TransformerLM` computes what this `config.json` describes."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    heads = values.get("num_attention_heads", 1)
+    head_dim = values.get("head_dim") or values.get("hidden_size", 0) // heads
+    return (
+        values.get("model_type") in LLAMA_TYPES
+        and values.get("hidden_act", "silu") == "silu"
+        and not values.get("attention_bias")
+        and not values.get("mlp_bias")
+        and not values.get("sliding_window")
+        and rope.get("rope_type", rope.get("type", "default")) == "default"
+        and head_dim * heads == values.get("hidden_size")
+    )
+
+
+def parse_llama_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfig, int, int]:
+    """The network that a Llama `config.json` describes.
+
+    Args:
+        values: The parsed file.
+        name: How errors call it.
+
+    Returns:
+        The configuration, the vocabulary size and the context length.
+
+    Raises:
+        ModelFileError: A field is missing or has no meaning.
+    """
+    rope = values.get("rope_parameters") or {}
+    context = values.get("max_position_embeddings", 2048)
+    try:
+        config = ModelConfig(
+            hidden_size=values["hidden_size"],
+            intermediate_size=values["intermediate_size"],
+            num_hidden_layers=values["num_hidden_layers"],
+            num_attention_heads=values["num_attention_heads"],
+            num_key_value_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
+            max_position_embeddings=context,
+            rope_theta=rope.get("rope_theta", values.get("rope_theta", 10000.0)),
+            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+            tie_word_embeddings=values.get("tie_word_embeddings", False),
+            initializer_range=values.get("initializer_range", 0.02),
+            attention_dropout=values.get("attention_dropout", 0.0),
+        )
+        return config, int(values["vocab_size"]), context
+    except KeyError as error:
+        raise ModelFileError(f"{name}: {error.args[0]} is missing", "download the model again") from None
+    except ValueError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelFileError(f"{name}: {reason}", "download the model again") from None

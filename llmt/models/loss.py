@@ -1,0 +1,52 @@
+"""hidden states and labels -> a loss as a sum and a count."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+"""Label of a position that is not predicted."""
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """A loss that is divided once, at the end, by the tokens that counted.
+
+    Attributes:
+        nats: Sum of the negative log-likelihoods, a scalar.
+        tokens: Number of labels behind that sum.
+    """
+
+    nats: Tensor
+    tokens: int
+
+    def mean(self) -> float:
+        """Nats for each token."""
+        return float(self.nats) / max(self.tokens, 1)
+
+
+def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> TokenLoss:
+    """Cross-entropy of the next token, summed over a batch.
+
+    The labels are shifted already: `labels[b, t]` is the token after `input_ids[b, t]`.
+
+    Args:
+        hidden: `(B, T, D)` final hidden states.
+        output_weight: `(V, D)` output head.
+        labels: `(B, T)` token ids; `IGNORED` where nothing is predicted.
+    """
+    tokens = int((labels != IGNORED).sum())
+    logits = F.linear(hidden.flatten(0, 1), output_weight)
+    return TokenLoss(logits_loss(logits, labels.flatten()), tokens)
+
+
+def logits_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the negative log-likelihoods, computed in fp32.
+
+    Args:
+        logits: `(N, V)`.
+        labels: `(N,)`; `IGNORED` positions add nothing.
+    """
+    return F.cross_entropy(logits.to(torch.float32), labels, ignore_index=IGNORED, reduction="sum")

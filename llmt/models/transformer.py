@@ -1,0 +1,191 @@
+"""The whole architecture: token ids -> hidden states, in Llama's parameter names.
+
+Shapes: B batch, T tokens, D hidden_size, H query heads, K key heads, E head size, F feed-forward size,
+V vocabulary. Rotary positions (https://arxiv.org/abs/2104.09864) in the rotate-half layout, RMSNorm
+(https://arxiv.org/abs/1910.07467), SwiGLU (https://arxiv.org/abs/2002.05202), grouped queries
+(https://arxiv.org/abs/2305.13245).
+"""
+
+import math
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llmt.config.model import ModelConfig
+from llmt.models.attention import causal_attention
+from llmt.models.base import BaseLanguageModel
+from llmt.models.cache import KeyValueCache
+from llmt.models.llama import llama_config
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of the positions, each `(T, E)`."""
+
+
+class RMSNorm(nn.Module):
+    """Scale each feature vector to unit mean square, computed in fp32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., D)` to `(..., D)`."""
+        wide = x.float()
+        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the two halves of every `(B, H, T, E)` head by the angle of its position."""
+    cos, sin = rotation
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key and value heads."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.dropout = config.attention_dropout
+        width, keys = config.num_attention_heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, rotation: Rotation, cache: KeyValueCache | None) -> Tensor:
+        """`(B, T, D)` to `(B, T, D)`."""
+        B, T, _ = x.shape
+        query = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
+        key = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
+        value = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
+        query, key = rotate(query, rotation), rotate(key, rotation)
+        if cache is not None:
+            key, value = cache.update(self.layer, key, value)  # (B, K, T_seen + T, E)
+        mixed = causal_attention(query, key, value, dropout=self.dropout if self.training else 0.0)  # (B, H, T, E)
+        return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """Gated feed-forward layer: `(B, T, D)` through `(B, T, F)` to `(B, T, D)`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, T, D)` to `(B, T, D)`."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each normed before and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = config.hidden_dropout
+
+    def forward(self, x: Tensor, rotation: Rotation, cache: KeyValueCache | None = None) -> Tensor:
+        """`(B, T, D)` to `(B, T, D)`."""
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotation, cache))
+        return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Decoder(nn.Module):
+    """Embeddings, blocks and the last norm."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+@final
+class TransformerLM(BaseLanguageModel):
+    """A Llama: `state_dict()` has the keys of `LlamaForCausalLM`, and equal weights give equal logits.
+
+    Args:
+        config: Shape of the network.
+        vocab_size: Number of tokens V.
+        context_length: Longest sequence in tokens, where the configuration does not say.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, context_length: int = 2048) -> None:
+        super().__init__()
+        self.settings = config
+        self.vocab_size = vocab_size
+        self.context_length = config.max_position_embeddings or context_length
+        self.gradient_checkpointing = False
+        self.model = Decoder(config, vocab_size)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, vocab_size, bias=False)
+
+    def initialize(self, seed: int) -> None:
+        """Draw all weights anew: normal with `initializer_range`, the layers that write to the residual
+        stream smaller by the root of their number (https://arxiv.org/abs/1910.10683 and GPT-2), norms 1.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        std = self.settings.initializer_range
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                nn.init.ones_(parameter)
+                continue
+            writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+            scale = std / math.sqrt(2 * self.settings.num_hidden_layers) if writes else std
+            with torch.no_grad():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+    def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """`(B, T)` token ids to `(B, T, D)` final hidden states."""
+        start = 0 if cache is None else cache.length
+        x = self.model.embed_tokens(input_ids)  # (B, T, D)
+        rotation = self._rotation(start, start + input_ids.shape[1], x.dtype)
+        for block in self.model.layers:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, rotation, use_reentrant=False)
+            else:
+                x = block(x, rotation, cache)
+        if cache is not None:
+            cache.advance(input_ids.shape[1])
+        return self.model.norm(x)
+
+    def output_weight(self) -> Tensor:
+        """The `(V, D)` output head: the embeddings themselves where they are tied."""
+        return self.model.embed_tokens.weight if self.settings.tie_word_embeddings else self.lm_head.weight
+
+    def new_cache(self, batch_size: int, length: int) -> KeyValueCache:
+        """Room for `batch_size` sequences of `length` tokens."""
+        weight = self.model.embed_tokens.weight
+        shape = (batch_size, self.settings.kv_heads, length, self.settings.head_dim)
+        return KeyValueCache(self.settings.num_hidden_layers, shape, weight.dtype, weight.device)
+
+    def model_config(self) -> dict[str, Any]:
+        """A Llama `config.json`."""
+        return llama_config(self.settings, self.vocab_size, self.context_length)
+
+    def _rotation(self, start: int, end: int, dtype: torch.dtype) -> Rotation:
+        """Cosines and sines of positions `start` to `end`, each `(T, E)`, computed in fp32."""
+        half = self.settings.head_dim // 2
+        powers = torch.arange(half, dtype=torch.float32, device=self.device) / half
+        angles = torch.outer(
+            torch.arange(start, end, dtype=torch.float32, device=self.device), self.settings.rope_theta**-powers
+        )
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)

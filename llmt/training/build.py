@@ -1,0 +1,312 @@
+"""configuration -> a trainer that is ready to run."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmt.checkpoints import layout
+from llmt.checkpoints.files import require_free_space
+from llmt.checkpoints.store import Checkpoint, CheckpointStore
+from llmt.config.data import BUILTIN, BUILTIN_INSTRUCTIONS
+from llmt.config.load import cache_directory
+from llmt.config.model import ModelConfig
+from llmt.config.run import TrainConfig
+from llmt.data.loader import BatchLoader, count_blocks, evaluation_batches
+from llmt.errors import BusyOutputError, MismatchError, ModelFileError
+from llmt.models.base import BaseLanguageModel
+from llmt.models.load import load_model, read_config
+from llmt.models.llama import is_llama, parse_llama_config
+from llmt.models.lora import LoraModel, add_lora
+from llmt.models.transformer import TransformerLM
+from llmt.system.estimate import Workload, checkpoint_bytes
+from llmt.system.machine import Machine, inspect_machine, measure_speed
+from llmt.system.plan import RunPlan, choose_device, choose_threads, plan_run
+from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
+from llmt.training.keeper import RunKeeper, audit_values, read_checkpoint
+from llmt.training.optim import Optimizer
+from llmt.training.resume import check_same_run, pin_plan
+from llmt.training.schedule import Schedule, warmup_steps
+from llmt.training.trainer import Limits, Trainer, total_steps
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is decided before weights exist.
+
+    Attributes:
+        config: The run as asked, data sources filled in.
+        directory: Where it is kept.
+        corpus: Tokenizer and shards.
+        plan: What will be done.
+        work: Size of one pass.
+        checkpoint: What a resume goes on from.
+        damaged: Checkpoints that were passed over, one sentence each.
+    """
+
+    config: TrainConfig
+    directory: Path
+    corpus: Corpus
+    plan: RunPlan
+    work: Workload
+    checkpoint: Checkpoint | None
+    damaged: tuple[str, ...] = ()
+
+
+def with_sources(config: TrainConfig) -> TrainConfig:
+    """The configuration with its data named: an adapter learns instructions, a model learns text."""
+    if config.data.sources:
+        return config
+    source = BUILTIN_INSTRUCTIONS if config.lora.enabled else BUILTIN
+    return config.model_copy(update={"data": config.data.model_copy(update={"sources": (source,)})})
+
+
+def run_directory(config: TrainConfig) -> Path:
+    """`output_dir`, else `./runs/NAME`; an adapter's name ends in `-lora`."""
+    if config.output_dir is not None:
+        return Path(config.output_dir).expanduser()
+    name = config.name or "run"
+    if config.lora.enabled and not name.endswith("lora"):
+        name += "-lora"
+    return Path(layout.RUNS_DIRECTORY) / name
+
+
+def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that a run may be written there.
+
+    Raises:
+        BusyOutputError: Another run is there and neither option was given, or what is there is no run.
+        ModelFileError: There is nothing to resume.
+    """
+    found = directory.is_dir() and any(path.name not in (layout.LOCK, layout.LOCK_OWNER) for path in directory.iterdir())
+    is_run = (directory / layout.RUN_CONFIG).is_file()
+    if directory.exists() and not directory.is_dir():
+        raise BusyOutputError(f"{directory}: is a file", "name another directory with --output-dir")
+    if resume:
+        if not CheckpointStore(directory).steps():
+            raise ModelFileError(f"{directory}: no checkpoint to resume from", "llmt train   starts a new run")
+        return
+    if found and not overwrite:
+        raise BusyOutputError(
+            f"{directory}: holds {'another run' if is_run else 'files'} already",
+            f"llmt train {directory} --resume   goes on; --overwrite replaces it; or name another with --output-dir",
+        )
+    if found and not is_run:
+        raise BusyOutputError(f"{directory}: is not a run of llmt, so --overwrite leaves it alone", "name another with -o")
+
+
+def clear_directory(directory: Path) -> None:
+    """Remove the run that stands there, checkpoints first; the lock stays."""
+    for path in sorted(directory.iterdir()):
+        if path.name in (layout.LOCK, layout.LOCK_OWNER):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def prepare(
+    config: TrainConfig, directory: Path, *, base: Path | None, resume: bool, progress: Progress
+) -> Prepared:
+    """Look at the machine, read the text, decide.
+
+    Args:
+        config: The run as asked.
+        directory: Where it is kept.
+        base: Directory of the model to go on from.
+        resume: Go on from the newest whole checkpoint.
+        progress: Told about the work.
+
+    Raises:
+        DeviceError: Something was asked for that this machine does not have.
+        DataError: The text cannot be trained on.
+        MismatchError: The checkpoint belongs to another run.
+        OutOfMemoryError: Not even one sequence fits.
+    """
+    machine = inspect_machine()
+    device, why = choose_device(config.device, machine)
+    torch.set_num_threads(choose_threads(config.threads, machine).value)
+    checkpoint, damaged = _newest(directory) if resume else (None, ())
+    source = checkpoint.path if checkpoint is not None else base
+    corpus = prepare_corpus(
+        config, cache_directory(config.data.cache_dir), tokenizer_directory=source, progress=progress
+    )
+    work = _workload(config, corpus, base)
+    blocks = count_blocks(corpus.data.train, config.data.block_size)
+    steps = total_steps(
+        samples_per_step=work.batch_size * config.training.gradient_accumulation_steps,
+        blocks=blocks,
+        max_steps=config.training.max_steps,
+        epochs=config.training.num_train_epochs,
+        max_tokens=config.training.max_tokens,
+        tokens_per_sample=corpus.data.train.targets / blocks,
+    )
+    speed = measure_speed(device.kind, torch.get_num_threads())
+    plan = plan_run(config, machine, device, why, speed, work, steps)
+    if checkpoint is not None:
+        plan = pin_plan(directory, plan, config)
+    require_free_space(directory, 3 * checkpoint_bytes(work.parameters, work.trainable))
+    return Prepared(config, directory, corpus, plan, work, checkpoint, damaged)
+
+
+def build_trainer(prepared: Prepared, *, base: Path | None) -> tuple[Trainer, RunKeeper]:
+    """Make the model, the optimizer and the trainer, and put them where a resume left off.
+
+    Raises:
+        MismatchError: The checkpoint belongs to another run.
+        ModelFileError: The base or the checkpoint cannot be read.
+    """
+    config, plan, corpus = prepared.config, prepared.plan, prepared.corpus
+    torch.set_num_threads(plan.threads)
+    model, exact = _model(config, plan, corpus, base)
+    _compile(model, plan)
+    optimizer = Optimizer(model, config.training, exact)
+    data = corpus.data
+    loader = BatchLoader(
+        data.train, config.data.block_size, plan.micro_batch, config.seed, plan.num_workers, plan.pin_memory
+    )
+    keeper = RunKeeper(prepared.directory, model, corpus.tokenizer, config, plan, base)
+    trainer = Trainer(model, optimizer, loader, _schedule(config, plan), _limits(config, plan, loader), keeper, config.seed)
+    trainer.fingerprint = _fingerprint(prepared)
+    if data.validation is not None:
+        _validate(trainer, prepared)
+    if prepared.checkpoint is not None:
+        _restore(trainer, prepared.checkpoint)
+    keeper.begin(audit_values(data.audit, data.notes))
+    return trainer, keeper
+
+
+def _newest(directory: Path) -> tuple[Checkpoint, tuple[str, ...]]:
+    damaged: list[str] = []
+    checkpoint = CheckpointStore(directory).latest(damaged.append)
+    if checkpoint is None:
+        raise ModelFileError(f"{directory}: no whole checkpoint; {'; '.join(damaged)}", "llmt train   starts a new run")
+    return checkpoint, tuple(damaged)
+
+
+def _workload(config: TrainConfig, corpus: Corpus, base: Path | None) -> Workload:
+    model, vocab_size = config.model, corpus.tokenizer.vocab_size
+    if base is not None:
+        values = read_config(base)
+        if is_llama(values):
+            model, vocab_size, _ = parse_llama_config(values, str(base))
+        else:
+            vocab_size = int(values.get("vocab_size", vocab_size))
+        check_fits(corpus.tokenizer, vocab_size, str(base))
+    trainable = _adapter_share(config, model, vocab_size) if config.lora.enabled else 1.0
+    return Workload(
+        model, vocab_size, config.training.per_device_train_batch_size, config.data.block_size, trainable
+    )
+
+
+def _adapter_share(config: TrainConfig, model: ModelConfig, vocab_size: int) -> float:
+    """Share of the parameters that an adapter on all linear layers of the blocks trains."""
+    inner = 4 * (model.hidden_size + model.hidden_size) + 3 * (model.hidden_size + model.intermediate_size)
+    return min(config.lora.r * inner * model.num_hidden_layers / model.num_parameters(vocab_size), 1.0)
+
+
+def _model(
+    config: TrainConfig, plan: RunPlan, corpus: Corpus, base: Path | None
+) -> tuple[BaseLanguageModel, dict[str, Tensor]]:
+    """The model in its compute precision, and the fp32 values of what will be trained."""
+    dtype = DTYPES[plan.precision]
+    if base is not None:
+        model = load_model(base, device=plan.device)
+        if config.data.block_size > model.context_length:
+            raise MismatchError(
+                f"data.block_size {config.data.block_size} is longer than the base's context of {model.context_length}",
+                f"--block-size {model.context_length}",
+            )
+    else:
+        fresh = TransformerLM(config.model, corpus.tokenizer.vocab_size, config.data.block_size)
+        fresh.initialize(config.seed)
+        model = fresh.to(plan.device)
+    if isinstance(model, TransformerLM):
+        model.gradient_checkpointing = config.training.gradient_checkpointing
+    if config.lora.enabled:
+        torch.manual_seed(config.seed)
+        return add_lora(model.to(dtype), config.lora), {}
+    exact = {name: p.detach() for name, p in model.named_parameters()} if plan.precision != "fp32" else {}
+    exact = {name: value.clone() for name, value in exact.items()}
+    return model.to(dtype), exact
+
+
+def _compile(model: BaseLanguageModel, plan: RunPlan) -> None:
+    """Compile each block by itself: equal blocks share one compilation."""
+    inner = model.base if isinstance(model, LoraModel) else model
+    if plan.compile and isinstance(inner, TransformerLM):
+        for block in inner.model.layers:
+            block.compile(dynamic=False)
+
+
+def _schedule(config: TrainConfig, plan: RunPlan) -> Schedule:
+    training = config.training
+    warmup = warmup_steps(plan.total_steps, training.warmup_steps, training.warmup_ratio)
+    return Schedule(
+        training.lr_scheduler_type, plan.total_steps, warmup, training.min_lr_ratio, training.lr_power
+    )
+
+
+def _limits(config: TrainConfig, plan: RunPlan, loader: BatchLoader) -> Limits:
+    training, total = config.training, plan.total_steps
+    stops = [total] if training.max_tokens is None else []
+    if training.max_steps is not None:
+        stops.append(training.max_steps)
+    if training.num_train_epochs is not None:
+        stops.append(math.ceil(training.num_train_epochs * loader.blocks / (plan.micro_batch * plan.accumulation)))
+    return Limits(
+        # A run by tokens ends when they are reached, though short blocks may need a step more.
+        max_steps=min(stops, default=2 * total + 1),
+        max_tokens=training.max_tokens,
+        max_seconds=training.max_time,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        eval_steps=training.eval_steps or max(math.ceil(total / 10), 1),
+        save_steps=training.save_steps or max(math.ceil(total / 5), 1),
+        max_grad_norm=training.max_grad_norm,
+    )
+
+
+def _validate(trainer: Trainer, prepared: Prepared) -> None:
+    """Hold out the validation shards; only a whole pass over them has a number of bytes."""
+    shards = prepared.corpus.data.validation
+    assert shards is not None
+    size, batch = prepared.config.data.block_size, prepared.plan.micro_batch
+    limit = prepared.config.training.eval_batches
+    whole = limit is None or limit * batch >= count_blocks(shards, size)
+
+    def batches() -> Any:
+        found = evaluation_batches(shards, size, batch)
+        return found if limit is None else (item for item, _ in zip(found, range(limit), strict=False))
+
+    trainer.validate_with(batches, shards.text_bytes if whole else 0)
+
+
+def _fingerprint(prepared: Prepared) -> dict[str, Any]:
+    plan = prepared.plan
+    return {
+        "data": prepared.corpus.data.fingerprint,
+        "tokenizer": prepared.corpus.tokenizer.fingerprint(),
+        "torch": torch.__version__,
+        "device": plan.device,
+        "precision": plan.precision,
+        "threads": plan.threads,
+        "compile": plan.compile,
+    }
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    state, weights, optimizer = read_checkpoint(checkpoint)
+    trainer.notes = tuple(check_same_run(state, trainer.fingerprint))
+    if isinstance(trainer.model, LoraModel):
+        trainer.model.load_adapter_weights(weights)
+        weights = trainer.optimizer.masters()
+    trainer.optimizer.load(weights, optimizer)
+    trainer.resume(state)

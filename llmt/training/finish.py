@@ -1,0 +1,98 @@
+"""the end of a run -> a finished model, measured as anybody would measure it, and a sample of its text."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmt.data.loader import evaluation_batches
+from llmt.evaluation.perplexity import EvalReport, evaluate
+from llmt.generation.sampling import Sampling
+from llmt.generation.text import stream_text
+from llmt.models.base import BaseLanguageModel
+from llmt.models.load import load_model
+from llmt.models.lora import load_adapter
+from llmt.training.build import Prepared
+from llmt.training.keeper import RunKeeper
+from llmt.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run.
+
+    Attributes:
+        directory: Holds the model.
+        step: The step whose weights it holds.
+        model: The model, loaded from there.
+        evaluation: Its validation; None where nothing is held out.
+    """
+
+    directory: Path
+    step: int
+    model: BaseLanguageModel
+    evaluation: EvalReport | None
+
+
+def finish(trainer: Trainer, keeper: RunKeeper, prepared: Prepared, base: Path | None) -> Finished:
+    """Publish the best checkpoint (the last, where nothing is held out) and measure what was published.
+
+    The model is loaded from its directory again, so that the number printed is the number that `llmt eval`
+    finds there.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    state = trainer.state
+    step = state.best_step if state.best_step is not None else state.step
+    source = keeper.store.path(step)
+    model = load_finished(source, base, prepared.plan.device)
+    evaluation = None
+    shards = prepared.corpus.data.validation
+    if shards is not None:
+        batches = evaluation_batches(shards, prepared.config.data.block_size, prepared.plan.micro_batch)
+        evaluation = evaluate(model, batches, text_bytes=shards.text_bytes)
+    keeper.publish(step, _summary(trainer, prepared, model, evaluation))
+    return Finished(prepared.directory, step, model, evaluation)
+
+
+def load_finished(directory: Path, base: Path | None, device: str) -> BaseLanguageModel:
+    """A model directory in fp32; an adapter on its base."""
+    if (directory / "adapter_config.json").is_file() and base is not None:
+        return load_adapter(load_model(base, device=device), directory).to(device)
+    return load_model(directory, device=device)
+
+
+def sample_text(finished: Finished, prepared: Prepared) -> Iterator[str]:
+    """A sample of what the model writes, piece by piece."""
+    logging = prepared.config.logging
+    torch.manual_seed(prepared.config.seed)
+    return stream_text(
+        finished.model,
+        prepared.corpus.tokenizer,
+        logging.sample_prompt,
+        Sampling(),
+        max_new_tokens=logging.sample_tokens,
+        seed=prepared.config.seed,
+    )
+
+
+def _summary(
+    trainer: Trainer, prepared: Prepared, model: BaseLanguageModel, evaluation: EvalReport | None
+) -> dict[str, Any]:
+    """The numbers of a run, for its record and its card."""
+    values: dict[str, Any] = {
+        "parameters": model.num_parameters(),
+        "vocab_size": prepared.corpus.tokenizer.vocab_size,
+        "context_length": prepared.config.data.block_size,
+        "steps": trainer.state.step,
+        "tokens": trainer.state.tokens,
+        "seconds": round(trainer.state.seconds, 1),
+        "device": prepared.plan.device,
+        "precision": prepared.plan.precision,
+    }
+    if evaluation is not None:
+        values |= {f"validation_{key}": value for key, value in evaluation.values().items()}
+    return values

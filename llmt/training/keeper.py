@@ -1,0 +1,145 @@
+"""A run and its directory: checkpoints, the finished model, and what describes them."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmt.checkpoints import layout
+from llmt.checkpoints.atomic import StagedDirectory, publish_into
+from llmt.checkpoints.files import append_line, write_text_atomic
+from llmt.checkpoints.reading import read_json
+from llmt.checkpoints.runs import finished_record
+from llmt.checkpoints.store import Checkpoint, CheckpointStore
+from llmt.checkpoints.weights import load_tensors, load_weights, save_tensors
+from llmt.config.load import dump_config
+from llmt.config.run import TrainConfig
+from llmt.models.base import BaseLanguageModel
+from llmt.models.load import write_model
+from llmt.models.lora import LoraModel, write_adapter
+from llmt.system.plan import RunPlan
+from llmt.tokenizers.base import Tokenizer
+from llmt.training.card import model_card
+from llmt.training.optim import Optimizer
+from llmt.training.report import StepReport
+from llmt.training.state import RunState, parse_state
+
+
+class RunKeeper:
+    """Writes everything that a run leaves behind. The directory's lock must be held.
+
+    Args:
+        directory: The run's directory.
+        model: What is trained.
+        tokenizer: Its tokenizer.
+        config: The run as asked.
+        plan: The run as done.
+        base: The model under an adapter.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        model: BaseLanguageModel,
+        tokenizer: Tokenizer,
+        config: TrainConfig,
+        plan: RunPlan,
+        base: Path | None = None,
+    ) -> None:
+        self.directory = directory
+        self.store = CheckpointStore(directory)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._config = config
+        self._plan = plan
+        self._base = base
+
+    def begin(self, audit: dict[str, Any]) -> None:
+        """Write the configuration, the plan and the audit of the data; clear what a dead process left."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.store.clean()
+        write_text_atomic(self.directory / layout.RUN_CONFIG, dump_config(self._config))
+        write_text_atomic(self.directory / layout.PLAN, _json(self._plan.values()))
+        write_text_atomic(self.directory / layout.AUDIT, _json(audit))
+
+    def save(self, state: RunState, optimizer: Optimizer) -> Path:
+        """Write the checkpoint of a step, then remove those that need not be kept.
+
+        Raises:
+            StorageError: The disk refused; earlier checkpoints stand.
+        """
+
+        def fill(staged: StagedDirectory) -> None:
+            self._write_model(staged, optimizer.masters())
+            save_tensors(staged, layout.OPTIMIZER, optimizer.state())
+            staged.write_json(layout.STATE, state.values())
+
+        path = self.store.save(state.step, fill)
+        best = () if state.best_step is None else (state.best_step,)
+        self.store.retain(self._config.training.save_total_limit + len(best), keep=best)
+        return path
+
+    def _write_model(self, staged: StagedDirectory, masters: dict[str, Tensor]) -> None:
+        self._tokenizer.save_pretrained(staged.path)
+        if isinstance(self._model, LoraModel):
+            assert self._base is not None
+            write_adapter(staged, self._model, self._base)
+            return
+        write_model(staged, self._model, weights=masters, token_ids=token_ids(self._tokenizer))
+
+    def log(self, report: StepReport) -> None:
+        """Add a line to `metrics.jsonl`."""
+        append_line(self.directory / layout.METRICS, json.dumps(report.metrics()))
+
+    def publish(self, step: int, summary: dict[str, Any]) -> None:
+        """Make the model of checkpoint `step` the finished model in the run's root.
+
+        Args:
+            step: The best checkpoint, or the last.
+            summary: Numbers of the run for its record and its card.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        source = self.store.path(step)
+        kind = "adapter" if self._config.lora.enabled else "full"
+        name = self._config.name or self.directory.name
+        skipped = (layout.OPTIMIZER, layout.STATE, layout.MANIFEST)
+        with publish_into(self.directory, extra={"step": step}) as staged:
+            for path in sorted(source.iterdir()):
+                if path.name not in skipped:
+                    staged.write_file(path.name, path.read_bytes())
+            staged.write_json(layout.RESULT, {**finished_record(name=name, kind=kind, step=step), **summary})
+            staged.write_file(layout.MODEL_CARD, model_card(name, kind, self._config, summary).encode())
+
+
+def read_checkpoint(checkpoint: Checkpoint) -> tuple[RunState, dict[str, Tensor], dict[str, Tensor]]:
+    """State, weights and optimizer tensors of a verified checkpoint.
+
+    Raises:
+        ModelFileError: A file is damaged or of another format version.
+    """
+    state = parse_state(read_json(checkpoint.path, layout.STATE), str(checkpoint.path / layout.STATE))
+    adapter = checkpoint.path / layout.ADAPTER_MODEL
+    weights = load_tensors(adapter) if adapter.exists() else load_weights(checkpoint.path)
+    return state, weights, load_tensors(checkpoint.path / layout.OPTIMIZER)
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The special ids that a model directory names."""
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def audit_values(audit: Any, notes: tuple[str, ...]) -> dict[str, Any]:
+    """The content of `audit.json`."""
+    return {**asdict(audit), "notes": list(notes)}
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, default=str) + "\n"

@@ -1,0 +1,47 @@
+"""What a run yields while it works."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmt.evaluation.perplexity import EvalReport
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step.
+
+    Attributes:
+        step: Steps finished, this one included.
+        epoch: Passes over the training text so far.
+        loss: Mean nats for each trained token of the step.
+        learning_rate: AdamW's rate in this step.
+        grad_norm: Global norm before clipping.
+        tokens: Trained tokens so far, over the whole run.
+        tokens_per_second: Speed of this step.
+        seconds: Wall time since the start of this process's training.
+        memory: Resident bytes of the process.
+        evaluation: Validation after this step, if there was one.
+        checkpoint: Checkpoint written after this step, if there was one.
+        is_best: The validation is the best so far.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+    seconds: float
+    memory: int
+    evaluation: EvalReport | None = None
+    checkpoint: Path | None = None
+    is_best: bool = False
+
+    def metrics(self) -> dict[str, Any]:
+        """One line of `metrics.jsonl`."""
+        values = {k: v for k, v in asdict(self).items() if k not in ("evaluation", "checkpoint", "is_best")}
+        if self.evaluation is not None:
+            values |= {f"eval_{k}": v for k, v in self.evaluation.values().items()}
+        return values

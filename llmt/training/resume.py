@@ -1,0 +1,89 @@
+"""Whether a run may go on: what must be the same, and what may differ."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmt.checkpoints import layout
+from llmt.checkpoints.reading import read_json
+from llmt.config.fields import walk_fields
+from llmt.config.load import ConfigSource, load_run
+from llmt.config.run import TrainConfig
+from llmt.errors import MismatchError
+from llmt.system.plan import RunPlan
+from llmt.training.state import RunState
+
+MAY_DIFFER = {
+    "name", "output_dir", "base", "device", "threads",
+    "data.cache_dir", "data.num_workers", "data.pin_memory",
+    "training.max_steps", "training.num_train_epochs", "training.max_tokens", "training.max_time",
+    "training.eval_steps", "training.eval_batches", "training.save_steps", "training.save_total_limit",
+    "training.compile", "training.distributed_backend",
+    "logging.steps", "logging.sample_prompt", "logging.sample_tokens",
+}  # fmt: skip
+"""Settings that a resume may change: none of them changes what a step computes from what."""
+
+PINNED = ("precision", "micro_batch", "accumulation", "compile")
+"""Decisions that a resume takes over where they were left open, so that the numbers stay the same bit for bit."""
+
+
+def check_same_config(directory: Path, config: TrainConfig) -> None:
+    """The configuration of a resume is that of the run, but for what may differ.
+
+    Raises:
+        MismatchError: It is not; names every difference.
+    """
+    path = directory / layout.RUN_CONFIG
+    saved = load_run(ConfigSource(directory.name, path=path), environ={}).config
+    differences = []
+    for field in walk_fields(TrainConfig):
+        before, now = _value(saved, field.path), _value(config, field.path)
+        if before != now and field.path not in MAY_DIFFER:
+            differences.append(f"{field.path}: {before} -> {now}")
+    if differences:
+        raise MismatchError(
+            f"{directory}: the run differs: {'; '.join(differences)}",
+            f"llmt train {directory} --resume   takes the run's own settings",
+        )
+
+
+def check_same_run(state: RunState, fingerprint: dict[str, Any]) -> list[str]:
+    """Text and tokenizer are those of the checkpoint.
+
+    Returns:
+        What else differs, so that the run goes on but not bit for bit.
+
+    Raises:
+        MismatchError: They are not.
+    """
+    before = state.fingerprint or {}
+    for key, what in (("data", "the training text"), ("tokenizer", "the tokenizer")):
+        if before.get(key) != fingerprint[key]:
+            raise MismatchError(
+                f"{what} changed since step {state.step}",
+                "put it back as it was, or start a new run with --base on the last checkpoint",
+            )
+    return [f"{key} {before[key]} -> {now}" for key, now in fingerprint.items() if before.get(key, now) != now]
+
+
+def pin_plan(directory: Path, plan: RunPlan, asked: TrainConfig) -> RunPlan:
+    """The plan of a resume: what the run decided by itself stays decided, on the same kind of device."""
+    saved = read_json(directory, layout.PLAN)
+    if saved.get("device") != plan.device:
+        return plan
+    kept = {key: saved[key] for key in PINNED if key in saved}
+    if asked.training.compile != "auto":
+        kept.pop("compile", None)
+    lines = tuple(
+        replace(line, value=kept[line.name], reason="as the run began") if line.name in kept else line
+        for line in plan.lines
+    )
+    return replace(plan, lines=lines, **kept)
+
+
+def _value(config: TrainConfig, path: str) -> Any:
+    node: Any = json.loads(config.model_dump_json())
+    for part in path.split("."):
+        node = node[part]
+    return node

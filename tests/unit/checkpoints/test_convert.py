@@ -1,0 +1,245 @@
+"""PyTorch files to safetensors, with torch.load and transformers as oracles."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmt.checkpoints import layout
+from llmt.checkpoints.convert import ConvertProgress, ConvertReport, convert_to_safetensors
+from llmt.checkpoints.weights import load_weights
+from llmt.errors import BusyOutputError, ModelFileError
+
+
+def convert(source: Path, output: Path | None = None, **options: int | bool) -> ConvertReport:
+    *progress, report = convert_to_safetensors(source, output, **options)  # type: ignore[arg-type]
+    assert isinstance(report, ConvertReport)
+    assert all(isinstance(event, ConvertProgress) and event.total == report.size for event in progress)
+    done = [event.done for event in progress if isinstance(event, ConvertProgress)]
+    assert done == sorted(done)
+    assert not done or done[-1] == report.size
+    return report
+
+
+def all_kinds() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    floats = [
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.complex64,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+    ]
+    whole = [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64]
+    base = torch.randn(6, 8, generator=generator)
+    cube = torch.randn(4, 5, 6, generator=generator)
+    return {
+        **{f"f.{dtype}": torch.randn(3, 5, generator=generator).to(dtype) for dtype in floats},
+        **{f"w.{dtype}": torch.randint(0, 100, (2, 7), generator=generator).to(dtype) for dtype in whole},
+        "bool": torch.tensor([True, False, True]),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 3),
+        "transposed": base.t(),
+        "slice": base[1:3],
+        "column": base[:, 2],
+        "step": torch.arange(40, dtype=torch.int16)[1:39:3],
+        "permuted": cube.permute(2, 0, 1),
+        "permuted half": cube.bfloat16().permute(1, 2, 0),
+        "expanded": torch.arange(3.0).unsqueeze(1).expand(3, 2),
+        "parameter": torch.nn.Parameter(torch.ones(2, 2)),
+        "large": torch.randn(700, 900, generator=generator),
+    }
+
+
+def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    left, right = left.detach(), right.detach()
+    raw = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)]
+    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(*raw)
+
+
+@pytest.mark.parametrize("limit", [10**9, 10**6, 300])
+def test_every_tensor_equals_torch_load(tmp_path: Path, limit: int) -> None:
+    """All dtypes and memory layouts come out bit by bit, in one file or in shards, some tensors larger than a shard."""
+    torch.save(all_kinds(), tmp_path / "m.pt")
+    expected = torch.load(tmp_path / "m.pt", weights_only=True)
+    report = convert(tmp_path / "m.pt", max_shard_size=limit)
+    assert report.output == tmp_path / "m"
+    converted: dict[str, torch.Tensor] = {}
+    for name in report.files:
+        if name.endswith(".safetensors"):
+            converted |= load_file(report.output / name)
+    assert converted.keys() == expected.keys()
+    assert [name for name in expected if not equal(converted[name], expected[name])] == []
+    ours = load_weights(report.output)
+    assert [name for name in expected if not equal(ours[name], expected[name])] == []
+    assert report.tensors == len(expected)
+    assert report.parameters == sum(tensor.numel() for tensor in expected.values())
+    assert (tmp_path / "m.pt").exists()
+    assert (len(report.files) > 1) == (limit < 10**9)
+
+
+def tiny_llama(tied: bool = False):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=tied)).eval()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_converted_llama_gives_the_same_logits(tmp_path: Path, tied: bool) -> None:
+    """A training checkpoint beside its config opens in transformers with equal logits; a tied head is stored once."""
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_llama(tied)
+    source, output = tmp_path / "run", tmp_path / "out"
+    source.mkdir()
+    model.config.save_pretrained(source)
+    (source / layout.TOKENIZER_FILE).write_text("{}")
+    optimizer = torch.optim.AdamW(model.parameters())
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 5}, source / "checkpoint-5.pt"
+    )
+    report = convert(source, output, max_shard_size=4000)
+    assert report.tied == ({"lm_head.weight": "model.embed_tokens.weight"} if tied else {})
+    assert set(report.copied) == {layout.CONFIG_FILE, layout.TOKENIZER_FILE}
+    again = AutoModelForCausalLM.from_pretrained(output).eval()
+    ids = torch.arange(20).reshape(2, 10)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+def test_the_embedding_is_kept_whatever_the_order(tmp_path: Path) -> None:
+    """Of tied tensors the embedding keeps its name also when the head was saved first."""
+    shared = torch.ones(4, 2)
+    torch.save({"lm_head.weight": shared, "model.embed_tokens.weight": shared}, tmp_path / "m.pt")
+    report = convert(tmp_path / "m.pt")
+    assert list(load_weights(report.output)) == ["model.embed_tokens.weight"]
+
+
+def shards(directory: Path) -> dict[str, torch.Tensor]:
+    tensors = {f"t{i}": torch.full((3,), float(i)) for i in range(4)}
+    names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    torch.save({name: tensors[name] for name in ("t0", "t1")}, directory / names[0])
+    torch.save({name: tensors[name] for name in ("t2", "t3")}, directory / names[1])
+    index = {"metadata": {}, "weight_map": {f"t{i}": names[i // 2] for i in range(4)}}
+    (directory / layout.PICKLED_INDEX).write_text(json.dumps(index))
+    return tensors
+
+
+def test_sharded_pytorch_files_are_one_model(tmp_path: Path) -> None:
+    """The files that the index lists become one model in the same directory; the originals stay."""
+    tensors = shards(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    report = convert(tmp_path)
+    assert report.files == (layout.MODEL_FILE,)
+    loaded = load_weights(tmp_path)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, layout.MODEL_FILE])
+
+
+@pytest.mark.parametrize("name", ["../x.bin", "/etc/passwd.bin", "a\\b.bin", "x.txt", "missing.bin", "linked.bin"])
+def test_an_index_of_pytorch_files_cannot_leave_its_directory(tmp_path: Path, name: str) -> None:
+    """Parents, absolute paths, links and other endings are refused before anything is read."""
+    model = tmp_path / "model"
+    model.mkdir()
+    shards(model)
+    torch.save({"t0": torch.ones(1)}, tmp_path / "x.bin")
+    (model / "linked.bin").symlink_to(tmp_path / "x.bin")
+    index = json.loads((model / layout.PICKLED_INDEX).read_text())
+    index["weight_map"]["t0"] = name
+    (model / layout.PICKLED_INDEX).write_text(json.dumps(index))
+    with pytest.raises(ModelFileError):
+        convert(model)
+    assert not (model / layout.MODEL_FILE).exists()
+
+
+def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
+    """A tensor that is not in the file that the index names is an error that names it."""
+    shards(tmp_path)
+    index = json.loads((tmp_path / layout.PICKLED_INDEX).read_text())
+    index["weight_map"]["t9"] = index["weight_map"]["t0"]
+    (tmp_path / layout.PICKLED_INDEX).write_text(json.dumps(index))
+    with pytest.raises(ModelFileError, match="t9"):
+        convert(tmp_path)
+
+
+def test_what_cannot_be_converted_says_why(tmp_path: Path) -> None:
+    """Nothing there, nothing of PyTorch and several candidates each exit with 4, with what was found and what to type."""
+    with pytest.raises(ModelFileError, match="does not exist"):
+        convert(tmp_path / "missing")
+    with pytest.raises(ModelFileError, match="it holds nothing"):
+        convert(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    torch.save({}, tmp_path / "optimizer.pt")
+    with pytest.raises(ModelFileError, match="it holds 'notes.txt', 'optimizer.pt'"):
+        convert(tmp_path)
+    for step in (1, 2):
+        torch.save({"a": torch.ones(1)}, tmp_path / f"checkpoint-{step}.pt")
+    with pytest.raises(ModelFileError, match="several PyTorch files: 'checkpoint-1.pt', 'checkpoint-2.pt'") as caught:
+        convert(tmp_path)
+    assert caught.value.hint == f"llmt convert {tmp_path / 'checkpoint-2.pt'}"
+    assert caught.value.exit_code == 4
+
+
+def test_weights_that_are_there_are_not_overwritten_unasked(tmp_path: Path) -> None:
+    """Existing weights stop the conversion; with overwrite, shards of the earlier model are gone."""
+    torch.save({"a": torch.ones(4), "b": torch.ones(4)}, tmp_path / "pytorch_model.bin")
+    convert(tmp_path, max_shard_size=16)
+    with pytest.raises(BusyOutputError, match="holds model"):
+        convert(tmp_path)
+    report = convert(tmp_path, overwrite=True)
+    assert report.files == (layout.MODEL_FILE,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [layout.MODEL_FILE, "pytorch_model.bin"]
+
+
+def test_an_adapter_keeps_its_name(tmp_path: Path) -> None:
+    """adapter_model.bin becomes adapter_model.safetensors."""
+    torch.save({"base.lora_A.weight": torch.ones(2)}, tmp_path / "adapter_model.bin")
+    assert convert(tmp_path).files == (layout.ADAPTER_MODEL,)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_damaged_source_leaves_nothing(tmp_path: Path, inside: bool) -> None:
+    """A CRC error in the middle of the copy leaves neither a new directory nor a file in an old one."""
+    torch.save({f"t{i}": torch.full((1000,), float(i)) for i in range(5)}, tmp_path / "pytorch_model.bin")
+    data = bytearray((tmp_path / "pytorch_model.bin").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "pytorch_model.bin").write_bytes(data)
+    with pytest.raises(ModelFileError, match="CRC-32"):
+        convert(tmp_path if inside else tmp_path / "pytorch_model.bin", max_shard_size=4000)
+    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
+
+
+def test_an_abandoned_conversion_leaves_nothing(tmp_path: Path) -> None:
+    """Whoever stops listening in the middle has no half model."""
+    torch.save({"a": torch.ones(10), "b": torch.ones(10)}, tmp_path / "m.pt")
+    events = convert_to_safetensors(tmp_path / "m.pt")
+    next(events)
+    events.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_conversion_needs_neither_torch_nor_much_memory(tmp_path: Path) -> None:
+    """60 MB are converted in a process that never imports torch or numpy and stays below 50 MB."""
+    torch.save({f"t{i}": torch.ones(1_500_000) for i in range(10)}, tmp_path / "m.pt")
+    program = (
+        "import sys; from pathlib import Path; from llmt.checkpoints.convert import convert_to_safetensors\n"
+        "import llmt.checkpoints.lock, llmt.checkpoints.runs, llmt.checkpoints.store\n"
+        "list(convert_to_safetensors(Path(sys.argv[1])))\n"
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)\n"
+        "if sys.platform == 'linux':\n"
+        "    import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "m.pt")], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout or 0) < 50
+    assert load_weights(tmp_path / "m")["t9"].sum() == 1_500_000

@@ -1,0 +1,153 @@
+"""Shards to batches."""
+
+import threading
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llmt.data.batch import IGNORED, Batch, make_batch
+from llmt.data.loader import BatchLoader, evaluation_batches
+from llmt.data.order import sample_index
+from llmt.data.shards import ShardSet
+
+
+def _shards(tokens: int) -> ShardSet:
+    """A stream in which each id tells its place."""
+    return ShardSet(np.arange(tokens, dtype="<u4"), np.array([1, tokens]), 1, tokens, 0)
+
+
+def _pairs(batch: Batch) -> list[tuple[int, int]]:
+    """The (input, label) pairs that count, in order."""
+    counts = batch.labels != IGNORED
+    assert int(counts.sum()) == batch.tokens
+    return list(zip(batch.input_ids[counts].tolist(), batch.labels[counts].tolist(), strict=True))
+
+
+def _rows(loader: BatchLoader, start: int, samples: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    batches = loader.batches(start)
+    while len(rows) < samples:
+        batch = next(batches)
+        rows += torch.cat([batch.input_ids, batch.labels], dim=1).tolist()
+    batches.close()  # type: ignore[attr-defined]
+    return rows[:samples]
+
+
+def test_labels_are_the_inputs_shifted_once() -> None:
+    """Each label is the id that follows its input in the stream; the padding predicts nothing."""
+    batch = make_batch([np.array([5, 6, 7, 8]), np.array([8, 9])], block_size=3, padding_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch.labels.tolist() == [[6, 7, 8], [9, IGNORED, IGNORED]]
+    assert batch.tokens == 4
+    assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 8, 9, 10, 100, 101])
+@pytest.mark.parametrize("block_size", [2, 4, 7])
+def test_an_epoch_predicts_every_token_once(tokens: int, block_size: int) -> None:
+    """For training and for evaluation: each id but the first is a label once, after the id before it."""
+    shards = _shards(tokens)
+    expected = [(place, place + 1) for place in range(tokens - 1)]
+    loader = BatchLoader(shards, block_size, batch_size=1, seed=3)
+    for epoch in range(2):
+        batches = islice(loader.batches(epoch * loader.blocks), loader.blocks)
+        assert sorted(pair for batch in batches for pair in _pairs(batch)) == expected
+    for batch_size in (1, 3, 64):
+        found = list(evaluation_batches(shards, block_size, batch_size))
+        assert [pair for batch in found for pair in _pairs(batch)] == expected
+        assert [len(batch.labels) for batch in found[:-1]] == [batch_size] * (len(found) - 1)
+        assert all(batch.input_ids.shape[1] == block_size for batch in found)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("start", [0, 5, 1000])
+def test_sample_k_is_the_same_however_it_is_read(batch_size: int, num_workers: int, start: int) -> None:
+    """Batch size, workers and starting point do not change which sample has which number."""
+    shards = _shards(104)
+    loader = BatchLoader(shards, 10, batch_size, seed=42, num_workers=num_workers)
+    assert loader.blocks == 11
+    firsts = [row[0] for row in _rows(loader, start, 40)]
+    assert firsts == [sample_index(42, start + number, 11) * 10 for number in range(40)]
+
+
+def test_epochs_differ_and_a_batch_may_span_two() -> None:
+    """The last batch of an epoch is filled from the next one, in which every sample comes again."""
+    loader = BatchLoader(_shards(101), 10, batch_size=4, seed=0)
+    rows = [row[0] for row in _rows(loader, 0, 20)]
+    assert rows[:10] != rows[10:]
+    assert Counter(rows) == Counter({start: 2 for start in range(0, 100, 10)})
+    assert loader.batch_at(8).input_ids[:, 0].tolist() == rows[8:12]
+
+
+def test_another_seed_is_another_order() -> None:
+    """And the same seed is the same one."""
+    orders = [
+        [row[0] for row in _rows(BatchLoader(_shards(1001), 10, 4, seed), 0, 100)] for seed in (1, 1, 2)
+    ]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_reading_draws_no_random_number() -> None:
+    """torch's own generator stands where it stood, so that evaluating does not change training."""
+    state = torch.get_rng_state()
+    next(BatchLoader(_shards(101), 10, 4, seed=0, num_workers=1).batches())
+    list(evaluation_batches(_shards(101), 10, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def _workers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("llmt-batches")]
+
+
+def test_threads_end_with_the_iterator_and_read_a_bounded_part_ahead() -> None:
+    """Two workers hold at most four batches ready; none is left when the iterator is closed or dropped."""
+    read: list[int] = []
+
+    class Watched(BatchLoader):
+        def batch_at(self, start_sample: int) -> Batch:
+            read.append(start_sample)
+            return super().batch_at(start_sample)
+
+    batches = Watched(_shards(101), 10, 4, seed=0, num_workers=2).batches()
+    next(batches)
+    time.sleep(0.05)
+    assert len(read) <= 1 + 4
+    assert _workers()
+    del batches
+    assert not _workers()
+
+
+def test_an_exception_of_a_worker_arrives_at_its_place() -> None:
+    """The batches before it come first; afterwards no thread is left."""
+
+    class Broken(BatchLoader):
+        def batch_at(self, start_sample: int) -> Batch:
+            if start_sample >= 8:
+                raise OSError("the disk is gone")
+            return super().batch_at(start_sample)
+
+    batches = Broken(_shards(101), 10, 4, seed=0, num_workers=2).batches()
+    assert next(batches).tokens == next(batches).tokens == 40
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+    assert not _workers()
+
+
+def test_a_batch_moves_to_a_device() -> None:
+    """Both tensors go, the count stays."""
+    batch = make_batch([np.array([1, 2, 3])], block_size=2, padding_id=0).to("meta")
+    assert (batch.input_ids.device.type, batch.labels.device.type, batch.tokens) == ("meta", "meta", 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
+def test_batches_can_lie_in_page_locked_memory(tmp_path: Path) -> None:
+    """With `pin_memory` both tensors are pinned."""
+    batch = next(BatchLoader(_shards(101), 10, 4, seed=0, pin_memory=True).batches())
+    assert batch.input_ids.is_pinned()
+    assert batch.labels.is_pinned()

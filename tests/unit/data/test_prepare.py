@@ -1,0 +1,366 @@
+"""Documents to shards in the cache."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmt.config.data import DataConfig
+from llmt.data.prepare import PreparedData, default_cache_dir, fingerprint_data, open_prepared, prepare_shards
+from llmt.data.shards import ShardSet
+from llmt.data.sources import open_documents
+from llmt.data.split import hold_out
+from llmt.errors import DataError, StorageError
+from llmt.tokenizers.base import Tokenizer
+from llmt.tokenizers.bpe import train_bpe
+
+Folder = Callable[[int], Path]
+
+
+def _config(source: Path, **options: object) -> DataConfig:
+    return DataConfig.model_validate({"sources": [str(source)], "block_size": 16} | options)
+
+
+def _encoded(texts: list[str], tokenizer: Tokenizer) -> list[int]:
+    end = tokenizer.eos_token_id
+    return [end, *(token for text in texts for token in [*tokenizer.encode(text), end])]
+
+
+def _ids(shards: ShardSet | None) -> list[int]:
+    assert shards is not None
+    ids: list[int] = shards.tokens.tolist()
+    return ids
+
+
+@pytest.mark.parametrize("files", [3, 60])
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_shards_equal_a_direct_encoding(
+    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder, files: int, share: float
+) -> None:
+    """Both splits hold what encoding each document by itself gives, and the size of its text."""
+    config = _config(text_folder(files), validation_split=share)
+    prepared = prepare_shards(config, tokenizer, tmp_path / "cache")
+    parts = list(hold_out(open_documents(config.sources), share))
+    for held, shards in ((False, prepared.train), (True, prepared.validation)):
+        texts = [part.text for part, is_held in parts if is_held == held]
+        if held and share == 0:
+            assert shards is None
+            continue
+        assert _ids(shards) == _encoded(texts, tokenizer)
+        assert shards is not None
+        assert (shards.documents, shards.text_bytes) == (
+            len(texts),
+            sum(len(text.encode()) for text in texts),
+        )
+
+
+def test_batches_of_any_size_give_the_same_ids(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """More documents than one batch holds, and one longer than a batch."""
+    rows = [{"text": f"row {number} " + "word " * (number % 7)} for number in range(1500)]
+    rows.insert(700, {"text": "a long text. " * 80_000})
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    seen: list[tuple[int, int]] = []
+    prepared = prepare_shards(
+        _config(path, validation_split=0),
+        tokenizer,
+        tmp_path / "cache",
+        progress=lambda size, documents: seen.append((size, documents)),
+    )
+    assert _ids(prepared.train) == _encoded([row["text"] for row in rows], tokenizer)
+    assert seen == sorted(seen)
+    assert len(seen) > 3
+    assert seen[-1] == (prepared.train.text_bytes, 1501)
+
+
+def test_validation_sources_are_held_out_whole(
+    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder
+) -> None:
+    """And `sources` is trained on whole; held-out documents that are trained on as well are counted."""
+    folder = text_folder(30)
+    held = tmp_path / "held.txt"
+    held.write_bytes((folder / "003.txt").read_bytes())
+    prepared = prepare_shards(_config(folder, validation_sources=[str(held)]), tokenizer, tmp_path / "cache")
+    assert _ids(prepared.validation) == _encoded([held.read_bytes().decode()], tokenizer)
+    assert prepared.train.documents == 30
+    assert prepared.audit.held_out_seen == 1
+    assert prepared.notes == (
+        f"validated on {held}",
+        "1 held-out documents are also trained on, so validation flatters",
+    )
+
+
+def test_the_cache_is_used_again(tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder) -> None:
+    """The second call opens the same folder, writes nothing, and gives the same in every other respect."""
+    config = _config(text_folder(25))
+    first = prepare_shards(config, tokenizer, tmp_path / "cache")
+    before = {path: path.stat().st_mtime_ns for path in first.directory.iterdir()}
+    second = prepare_shards(
+        config, tokenizer, tmp_path / "cache", progress=lambda *_: pytest.fail("read again")
+    )
+    assert (first.reused, second.reused) == (False, True)
+    assert {path: path.stat().st_mtime_ns for path in second.directory.iterdir()} == before
+    assert (second.audit, second.notes, second.fingerprint) == (first.audit, first.notes, first.fingerprint)
+    assert first.directory == tmp_path / "cache" / first.fingerprint[:16]
+
+
+def test_text_of_the_same_size_and_time_is_new_text(
+    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder
+) -> None:
+    """A cache is never taken for text that changed."""
+    folder = text_folder(3)
+    config = _config(folder, validation_split=0)
+    first = prepare_shards(config, tokenizer, tmp_path / "cache")
+    path = folder / "001.txt"
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(path.read_bytes().replace(b"fox", b"cat"))
+    os.utime(path, ns=times)
+    second = prepare_shards(config, tokenizer, tmp_path / "cache")
+    assert not second.reused
+    assert second.directory != first.directory
+    texts = [document.text for document in open_documents(config.sources)]
+    assert "cat" in texts[1]
+    assert _ids(second.train) == _encoded(texts, tokenizer)
+
+
+def test_every_option_that_decides_the_ids_is_in_the_fingerprint(
+    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder
+) -> None:
+    """And those that do not (block size, threads) are not."""
+    folder = text_folder(3)
+    config = _config(folder)
+    same = [config, _config(folder, block_size=32), _config(folder, num_workers=2)]
+    other = [
+        _config(folder, validation_split=0.1),
+        _config(folder, text_column="body"),
+        _config(folder, encoding_errors="replace"),
+        _config(folder, validation_sources=[str(folder)]),
+        _config(folder / "000.txt"),
+    ]
+    prints = {fingerprint_data(each, tokenizer) for each in same}
+    assert len(prints) == 1
+    prints |= {fingerprint_data(each, tokenizer) for each in other}
+    prints.add(fingerprint_data(config, train_bpe(["other text"], vocab_size=300)))
+    assert len(prints) == 7
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "flip", "missing", "no manifest", "bad manifest", "other", "empty"]
+)
+def test_a_damaged_cache_is_made_again(
+    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder, damage: str
+) -> None:
+    """Whatever is wrong with it, the ids that come out are right and the cache is whole afterwards."""
+    config = _config(text_folder(25))
+    first = prepare_shards(config, tokenizer, tmp_path / "cache")
+    expected, directory, fingerprint = _ids(first.train), first.directory, first.fingerprint
+    del first  # a mapped file must neither shrink nor, on Windows, be removed
+    _damage(directory, damage)
+    assert open_prepared(directory, fingerprint) is None
+    again = prepare_shards(config, tokenizer, tmp_path / "cache")
+    assert not again.reused
+    assert _ids(again.train) == expected
+    assert prepare_shards(config, tokenizer, tmp_path / "cache").reused
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [directory.name]
+
+
+def _damage(directory: Path, damage: str) -> None:
+    tokens, manifest = directory / "train.tokens.bin", directory / "MANIFEST.json"
+    content = bytearray(tokens.read_bytes())
+    tokens.unlink()
+    content[len(content) // 2] ^= 1
+    if damage == "cut":
+        tokens.write_bytes(content[:-2])
+    elif damage in ("flip", "no manifest", "bad manifest"):
+        tokens.write_bytes(content)
+    if damage == "no manifest":
+        manifest.unlink()
+    elif damage == "bad manifest":
+        manifest.write_text("{")
+    elif damage == "other":
+        (directory / "meta.json").write_text("{}")
+    elif damage == "empty":
+        for path in directory.iterdir():
+            path.unlink()
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from llmt.config.data import DataConfig
+from llmt.data.prepare import prepare_shards
+from llmt.tokenizers.bpe import train_bpe
+
+def stop(size, documents):
+    if documents >= int(sys.argv[3]):
+        print("ready", flush=True)
+        sys.stdin.read()
+
+config = DataConfig(sources=(sys.argv[1],), block_size=16)
+tokenizer = train_bpe(["a few words to train on"], vocab_size=300)
+prepare_shards(config, tokenizer, Path(sys.argv[2]), progress=stop)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 1200])
+def test_a_killed_process_leaves_no_usable_half(tmp_path: Path, after: int) -> None:
+    """kill -9 in the middle: nothing is published, and the next run gives what an undisturbed one gives."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"words of row {number}"}) for number in range(1500)))
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", _KILLED, str(path), str(cache), str(after)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+    left = list(cache.iterdir())
+    assert [folder.name.startswith(".tmp-") for folder in left] == [True]
+    tokenizer = train_bpe(["a few words to train on"], vocab_size=300)
+    config = _config(path)
+    assert (
+        open_prepared(cache / fingerprint_data(config, tokenizer)[:16], fingerprint_data(config, tokenizer))
+        is None
+    )
+    resumed = prepare_shards(config, tokenizer, cache)
+    assert not resumed.reused
+    assert _ids(resumed.train) == _ids(prepare_shards(config, tokenizer, tmp_path / "other").train)
+
+
+def test_what_was_abandoned_a_day_ago_is_removed(
+    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder
+) -> None:
+    """What is being written now stays."""
+    cache = tmp_path / "cache"
+    for name, age in ((".tmp-old", 2 * 24 * 3600.0), (".tmp-new", 60.0)):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "train.tokens.bin").write_bytes(b"12")
+        then = time.time() - age
+        for path in (cache / name / "train.tokens.bin", cache / name):
+            os.utime(path, (then, then))
+    prepare_shards(_config(text_folder(3)), tokenizer, cache)
+    assert not (cache / ".tmp-old").exists()
+    assert (cache / ".tmp-new" / "train.tokens.bin").exists()
+
+
+def test_too_little_text_is_refused_with_the_figures(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Also when the shards were there already; a shorter block is the way out."""
+    path = tmp_path / "a.txt"
+    path.write_text("zq zq zq")
+    tokens = len(_encoded(["zq zq zq"], tokenizer))
+    for _ in range(2):
+        with pytest.raises(DataError) as error:
+            prepare_shards(_config(path, block_size=64, validation_split=0), tokenizer, tmp_path / "cache")
+        assert error.value.message == f"data.sources: {tokens} tokens to train on, a block of 64 needs 65"
+        assert error.value.hint == f"give more text, or --set data.block_size={tokens - 1}"
+    shorter = _config(path, block_size=tokens - 1, validation_split=0)
+    assert prepare_shards(shorter, tokenizer, tmp_path / "cache").reused
+
+
+def test_nothing_to_validate_on_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A text of one character has no end that could be held out."""
+    (tmp_path / "a.txt").write_text("狐")
+    with pytest.raises(DataError, match=r"data\.validation_split: 0\.05 of the text holds out nothing"):
+        prepare_shards(_config(tmp_path / "a.txt", block_size=2), tokenizer, tmp_path / "cache")
+
+
+def test_a_failure_leaves_the_cache_empty(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A bad byte in the last file: nothing half-written stays behind."""
+    (tmp_path / "a.txt").write_text("good " * 1000)
+    (tmp_path / "b.txt").write_bytes(b"bad \xff")
+    with pytest.raises(DataError, match="offset 4"):
+        prepare_shards(_config(tmp_path / "?.txt"), tokenizer, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """No shards are published under the fingerprint of text that they were not made from."""
+    path = tmp_path / "a.txt"
+    path.write_text("good " * 1000)
+
+    def change(size: int, documents: int) -> None:
+        path.write_text("evil " * 1000)
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare_shards(_config(path), tokenizer, tmp_path / "cache", progress=change)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_made_is_a_storage_error(
+    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder
+) -> None:
+    """A file stands where the folder should be."""
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(StorageError, match="making the cache folder"):
+        prepare_shards(_config(text_folder(3)), tokenizer, tmp_path / "cache")
+
+
+def test_two_processes_may_make_the_same_shards(
+    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder
+) -> None:
+    """The one that comes second takes what the first one published."""
+    config = _config(text_folder(3))
+    inner: list[PreparedData] = []
+
+    def other_process(size: int, documents: int) -> None:
+        if not inner:
+            inner.append(prepare_shards(config, tokenizer, tmp_path / "cache"))
+
+    outer = prepare_shards(config, tokenizer, tmp_path / "cache", progress=other_process)
+    assert (inner[0].reused, outer.reused) == (False, True)
+    assert _ids(outer.train) == _ids(inner[0].train)
+
+
+def test_the_audit_counts_what_was_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Documents, bytes, repeats, lost characters, extremes and the held-out share."""
+    texts = ["one two three " * 20, "äöü", "äöü", "lost \ufffd\ufffd"] + [
+        f"text {number}" for number in range(21)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    prepared = prepare_shards(_config(path, validation_split=0.2), tokenizer, tmp_path / "cache")
+    audit, held = prepared.audit, prepared.validation
+    assert held is not None
+    size = sum(len(text.encode()) for text in texts)
+    assert (audit.documents, audit.text_bytes) == (25, size)
+    assert (audit.shortest_bytes, audit.longest_bytes) == (6, 280)
+    assert (audit.duplicate_documents, audit.replacement_characters, audit.held_out_seen) == (1, 2, 0)
+    assert audit.tokens == prepared.train.targets + held.targets
+    assert audit.bytes_per_token == pytest.approx(size / audit.tokens)
+    assert audit.held_out_share == pytest.approx(held.text_bytes / size)
+    assert prepared.train.text_bytes + held.text_bytes == size
+    assert prepared.notes == (
+        "a share of 0.2 of the documents is held out, chosen by the hash of their text",
+        "1 of 25 documents repeat an earlier one",
+        "2 characters are U+FFFD: text was lost when it was decoded",
+    )
+
+
+def test_real_text_survives_the_way_to_the_disk(tmp_path: Path) -> None:
+    """A novel in English and one in Japanese, decoded from the shards, are the files again."""
+    data = os.environ.get("TEST_DATA_DIR")
+    if not data:
+        pytest.skip("TEST_DATA_DIR is not set: no real text")
+    paths = [Path(data) / "botchan.txt", Path(data) / "wagahaiwa_nekodearu.ja.txt"]
+    texts = [path.read_bytes().decode() for path in paths]
+    tokenizer = train_bpe([text[:50_000] for text in texts], vocab_size=1000)
+    config = DataConfig.model_validate({"sources": [str(path) for path in paths], "validation_split": 0})
+    train = prepare_shards(config, tokenizer, tmp_path / "cache").train
+    decoded = [tokenizer.decode(train.document(number)[:-1].tolist()) for number in range(train.documents)]
+    assert decoded == texts
+    assert np.max(train.tokens) < tokenizer.vocab_size
+
+
+def test_the_cache_folder_follows_the_custom_of_the_system() -> None:
+    """XDG on Linux, Library/Caches on macOS, LocalAppData on Windows."""
+    home = Path("home")
+    assert default_cache_dir("linux", home, {}) == home / ".cache" / "llmt"
+    assert default_cache_dir("linux", home, {"XDG_CACHE_HOME": "x"}) == Path("x/llmt")
+    assert default_cache_dir("darwin", home, {"XDG_CACHE_HOME": "x"}) == home / "Library" / "Caches" / "llmt"
+    assert default_cache_dir("win32", home, {"LOCALAPPDATA": "x"}) == Path("x/llmt/cache")
+    assert default_cache_dir("win32", home, {}) == home / "AppData" / "Local" / "llmt" / "cache"
