@@ -49,7 +49,7 @@ _PUBLIC = {
     "train_tokenizer": "llmt.tokenizers.train",
 }
 
-__all__ = ["__author__", "__email__", "__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__author__", "__email__", "__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,20 +1,20 @@
 """Every way llmt refuses to go on, each with its exit code and a hint that says what to type next.
 
-    LlmtError                       1  a bug in llmt, when raised bare
-    ├── UsageError                  2  a command line that asks for the impossible
-    │   └── ConfigError             2  one or more problems in the configuration
-    ├── DataError                   3  text that is missing, empty, undecodable or too short
-    ├── ModelFileError              4  a model, tokenizer or checkpoint that is missing, damaged or unsafe
-    ├── MismatchError               5  two things that do not belong together
-    ├── HubError                    6  the hub cannot be reached
-    ├── StorageError                6  the disk said no
-    ├── OutOfMemoryError            7  memory or device memory ran out
-    ├── DivergedError               8  the numbers stopped being numbers, or nothing would be learnt
-    ├── DeviceError                 9  a device or backend that this machine does not have
-    │   └── MissingPackageError     9  a Python package that cannot be imported
-    ├── BusyOutputError            10  the output directory belongs to another run
-    ├── PeerLostError              11  another process of this run is gone
-    └── Interrupted       130 or 143  stopped by a signal, after a good checkpoint
+LlmtError                       1  a bug in llmt, when raised bare
+├── UsageError                  2  a command line that asks for the impossible
+│   └── ConfigError             2  one or more problems in the configuration
+├── DataError                   3  text that is missing, empty, undecodable or too short
+├── ModelFileError              4  a model, tokenizer or checkpoint that is missing, damaged or unsafe
+├── MismatchError               5  two things that do not belong together
+├── HubError                    6  the hub cannot be reached
+├── StorageError                6  the disk said no
+├── OutOfMemoryError            7  memory or device memory ran out
+├── DivergedError               8  the numbers stopped being numbers, or nothing would be learnt
+├── DeviceError                 9  a device or backend that this machine does not have
+│   └── MissingPackageError     9  a Python package that cannot be imported
+├── BusyOutputError            10  the output directory belongs to another run
+├── PeerLostError              11  another process of this run is gone
+└── Interrupted       130 or 143  stopped by a signal, after a good checkpoint
 """
 
 from collections.abc import Sequence
@@ -131,7 +131,7 @@ class PeerLostError(LlmtError):
     exit_code = 11
 
 
-class Interrupted(LlmtError):
+class Interrupted(LlmtError):  # noqa: N818 - a stop that was asked for is no error
     """The run was stopped by a signal, after it had saved.
 
     Args:

@@ -105,9 +105,7 @@ def plan_conversion(
     """Find what is to be converted; looks at names only. Arguments and errors as `convert_to_safetensors`."""
     sources = find_pickled(source)
     if output is None:
-        output = source if source.is_dir() else source.with_suffix("")
-        if output == source:  # a file without a suffix
-            output = source.with_name(f"{source.name}-safetensors")
+        output = source if source.is_dir() else _folder_beside(source)
     if output.exists() and not output.is_dir():
         raise BusyOutputError(f"{output}: is a file, a directory is to be written", "name one with --output-dir")
     present = [path.name for path in output.iterdir()] if output.is_dir() else []
@@ -122,6 +120,10 @@ def plan_conversion(
     indexed = source.is_dir() and (source / layout.PICKLED_INDEX).exists()
     listed = _read_index(source) if indexed else None
     return ConvertPlan(sources, output, tuple(copied), stem, max_shard_size, listed)
+
+
+def _folder_beside(file: Path) -> Path:
+    return file.with_suffix("") if file.suffix else file.with_name(f"{file.name}-safetensors")
 
 
 def find_pickled(source: Path) -> tuple[Path, ...]:

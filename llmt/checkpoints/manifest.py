@@ -6,6 +6,7 @@ does not list is none of its business: a run folder also holds logs, and people 
 
 import hashlib
 import json
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -68,8 +69,9 @@ def read_manifest(directory: Path) -> Manifest | None:
         ModelFileError: The manifest cannot be parsed, or its format is newer than this llmt.
     """
     path = directory / layout.MANIFEST
-    if not path.exists():
-        return None
+    with read_errors(path):
+        if not path.exists():
+            return None
     content = read_json(directory, layout.MANIFEST)
     if content.get("format") != FORMAT:
         raise UnknownFormatError(
@@ -106,12 +108,11 @@ def manifest_problems(directory: Path, manifest: Manifest, *, contents: bool = T
     problems = []
     for name, record in manifest.files.items():
         path = directory / name
-        try:
-            status = path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
+        with read_errors(path):
+            status = path.lstat() if os.path.lexists(path) else None
+        if status is None:
             problems.append(f"{name} is missing")
-            continue
-        if not stat.S_ISREG(status.st_mode):
+        elif not stat.S_ISREG(status.st_mode):
             problems.append(f"{name} is not a regular file")
         elif status.st_size != record.size:
             was, should = format_size(status.st_size), format_size(record.size)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from llmt.checkpoints.header import DTYPE_BYTES
+from llmt.checkpoints.header import DTYPE_BYTES, METADATA_KEY
 from llmt.checkpoints.pickle_values import PickleRefusedError, read_pickle
 from llmt.checkpoints.reading import FETCH_AGAIN, file_size, open_file, read_errors, read_exactly, shown
 from llmt.checkpoints.torch_globals import Storage, TensorView, refer_to_storage, resolve_global
@@ -69,6 +69,8 @@ class PickledTensor:
     def contiguous(self) -> bool:
         """Whether its bytes lie in the file exactly as they are to be written."""
         expected = 1
+        if 0 in self.shape:
+            return True
         for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if length > 1 and stride != expected:
                 return False
@@ -206,6 +208,8 @@ def _read_directory(file: FileIO, path: Path) -> dict[str, ZipMember]:
         entries = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, OSError) as error:
         raise ModelFileError(f"{path}: is truncated or damaged ({error})", FETCH_AGAIN) from error
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise ModelFileError(f"{path}: is a TorchScript program, not weights", _RESAVE)
     members: dict[str, ZipMember] = {}
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
@@ -237,8 +241,6 @@ def _find_top(members: dict[str, ZipMember], path: Path) -> str:
     tops = [name.removesuffix("/data.pkl") for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(tops) != 1:
         raise ModelFileError(f"{path}: is a zip archive, but not one of torch.save", FETCH_AGAIN)
-    if f"{tops[0]}/constants.pkl" in members:
-        raise ModelFileError(f"{path}: is a TorchScript program, not weights", _RESAVE)
     return tops[0]
 
 
@@ -284,6 +286,8 @@ def _name_tensors(value: object, path: Path) -> dict[str, TensorView]:
     plain = {key: key.replace("_orig_mod.", "") for key in value}
     while all(name.startswith("module.") for name in plain.values()):
         plain = {key: name.removeprefix("module.") for key, name in plain.items()}
+    if not all(plain.values()) or METADATA_KEY in plain.values():
+        raise ModelFileError(f"{path}: one of its tensors has no usable name", _RESAVE)
     if len(set(plain.values())) != len(plain):
         raise ModelFileError(f"{path}: two tensors have one name without module. and _orig_mod.", _RESAVE)
     return {plain[key]: view for key, view in value.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.manifest import manifest_problems, read_manifest, verify_manifest
-from llmt.checkpoints.reading import read_json
+from llmt.checkpoints.reading import read_errors, read_json
 from llmt.checkpoints.store import CheckpointStore
 from llmt.errors import ModelFileError
 
@@ -73,7 +73,8 @@ def find_runs(root: Path = Path(layout.RUNS_DIRECTORY)) -> list[FinishedRun]:
     """The finished runs directly below `root`, the one that finished first at the front."""
     if not root.is_dir():
         return []
-    found = (read_finished(path) for path in sorted(root.iterdir()) if path.is_dir())
+    with read_errors(root):
+        found = [read_finished(path) for path in sorted(root.iterdir()) if path.is_dir()]
     runs = [run for run in found if run is not None]
     return sorted(runs, key=lambda run: (run.finished_at, run.path.name))
 

@@ -1,5 +1,6 @@
 """step -> checkpoint directory -> newest whole step."""
 
+import errno
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class CheckpointStore:
             on_damaged: Called with one line for each damaged checkpoint: which, why, and its new name.
 
         Raises:
-            ModelFileError: A checkpoint of a newer llmt stands in the way.
+            ModelFileError: A checkpoint of a newer llmt, or one that may not be read, stands in the way.
             StorageError: A damaged checkpoint cannot be renamed.
         """
         for step in reversed(self.steps()):
@@ -96,6 +97,8 @@ class CheckpointStore:
         except UnknownFormatError:
             raise
         except ModelFileError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno != errno.EIO:
+                raise  # no permission, too many open files: this says nothing about the checkpoint
             return None, [error.message]
         if manifest is None or problems:
             return None, problems

@@ -14,8 +14,12 @@ from llmt.config.run import TrainConfig
 
 app = typer.Typer(help="Settings: what they are and where they come from.", context_settings=CONTEXT)
 
-Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A template, a YAML file, or a run's directory.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any setting by its dotted name.")]
+Config = Annotated[
+    str | None, typer.Argument(metavar="[CONFIG]", help="A template, a YAML file, or a run's directory.")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any setting by its dotted name.")
+]
 
 
 @app.command("show", context_settings=CONTEXT)
@@ -34,7 +38,9 @@ def show(
         out.json({"config": plain(loaded.config.model_dump()), "origins": loaded.origins})
     elif origin:
         values = loaded.config.model_dump()
-        rows = [(f.path, _value(values, f.path), loaded.origins.get(f.path, "default")) for f in walk_fields(TrainConfig)]
+        rows = [
+            (f.path, _value(values, f.path), loaded.origins.get(f.path, "default")) for f in walk_fields(TrainConfig)
+        ]
         out.table(rows, header=("setting", "value", "set by"), to_result=True)
     else:
         out.result(dump_config(loaded.config).rstrip())

@@ -92,7 +92,7 @@ def _missing(path: Path) -> ModelFileError:
     """A path that is not there; the hint names the runs that are."""
     from llmt.checkpoints.runs import find_runs
 
-    runs = [str(run.directory) for run in find_runs()]
+    runs = [str(run.path) for run in find_runs()]
     hint = f"runs found here: {', '.join(runs)}" if runs else "no runs under ./runs; llmt train makes one"
     return ModelFileError(f"{path}: does not exist", f"name a .pt, .pth or .bin file, or a directory with one; {hint}")
 

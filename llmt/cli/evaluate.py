@@ -85,7 +85,9 @@ def _held_out(settings: EvalSettings, directory: Path, tokenizer: Any) -> tuple[
         return prepare_shards(config, tokenizer, cache_directory(None) / "shards").train, ", ".join(settings.data)
     path = _run_config(directory)
     if path is None:
-        raise ModelFileError(f"{directory}: was not trained here, so it has no held-out text", "llmt eval MODEL --data FILE")
+        raise ModelFileError(
+            f"{directory}: was not trained here, so it has no held-out text", "llmt eval MODEL --data FILE"
+        )
     data = load_run(ConfigSource(directory.name, path=path), environ={}).config.data
     prepared = prepare_shards(data, tokenizer, cache_directory(data.cache_dir) / "shards")
     if prepared.validation is None:

@@ -39,6 +39,7 @@ _ON_OFF_ALIASES = {
     "use_gradient_checkpointing", "activation_checkpointing", "tie_weights", "dataloader_pin_memory",
 }  # fmt: skip
 
+
 def _switch(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
 
@@ -94,7 +95,9 @@ def _parameters(section: type[Section]) -> tuple[list[inspect.Parameter], Mappin
     for flag, field in fields.items():
         name = "setting_" + flag.replace("-", "_")
         paths[name] = (field.path, f"--{flag}")
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_typed(flag, field)))
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_typed(flag, field))
+        )
     if section is TrainConfig:
         for alias in ALIASES:
             flag = alias.replace("_", "-")
@@ -128,5 +131,3 @@ def _alias(alias: str, flag: str) -> Any:
     if alias in _ON_OFF_ALIASES:
         return Annotated[bool | None, typer.Option(f"--{flag}/--no-{flag}", hidden=True)]
     return Annotated[str | None, typer.Option(f"--{flag}", hidden=True)]
-
-

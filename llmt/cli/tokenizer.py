@@ -41,9 +41,7 @@ def train(
     options = settings.model_dump(include=set(_TRAINING_OPTIONS))
     with progress_bar(out, f"training {settings.algo}") as bar:
         texts = (document.text for document in open_documents(sources))
-        trained = train_tokenizer(
-            settings.algo, texts, **options, progress=lambda done, total: bar.update(done, total)
-        )
+        trained = train_tokenizer(settings.algo, texts, **options, progress=lambda done, total: bar.update(done, total))
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         shutil.rmtree(target)
@@ -56,7 +54,8 @@ def train(
         out.json(values)
         return
     out.result(
-        f"{target}: {settings.algo}, {trained.vocab_size:,} tokens, {report.characters_per_token:.2f} characters per token"
+        f"{target}: {settings.algo}, {trained.vocab_size:,} tokens, "
+        f"{report.characters_per_token:.2f} characters per token"
     )
     if trained.vocab_size < settings.vocab_size and settings.algo != "byte":
         out.say(f"note: {settings.vocab_size:,} were asked for; the text supports {trained.vocab_size:,}")

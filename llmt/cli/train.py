@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from llmt.training.build import Prepared
     from llmt.training.finish import Finished
 
-Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A template, a YAML file, or a run's directory.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any setting by its dotted name.")]
+Config = Annotated[
+    str | None, typer.Argument(metavar="[CONFIG]", help="A template, a YAML file, or a run's directory.")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any setting by its dotted name.")
+]
 Plan = Annotated[bool, typer.Option("--plan", help="Show what would be done, and stop.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint of the run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that stands in the output directory.")]
@@ -40,7 +44,7 @@ def train(
 
     With nothing else, the quickstart model on the documentation inside Python.
     """
-    asked, source = _read(out, config, given, sets or (), resume=resume)
+    asked = _read(out, config, given, sets or (), resume=resume)
     from llmt.checkpoints.lock import output_lock
     from llmt.training.build import claim_directory, clear_directory, run_directory, with_sources
 
@@ -60,7 +64,7 @@ def train(
 
 def _read(
     out: Output, argument: str | None, given: list[Given], sets: tuple[str, ...] | list[str], *, resume: bool
-) -> tuple[TrainConfig, ConfigSource]:
+) -> TrainConfig:
     """The configuration; that of a resume comes from the run itself."""
     lora = any(g.key == "lora.enabled" and g.value for g in given)
     source = find_source(argument, lora=lora)
@@ -69,18 +73,18 @@ def _read(
     for note in loaded.notes:
         out.say(f"note: {note}")
     if not resume:
-        return asked, source
+        return asked
     from llmt.training.build import run_directory
     from llmt.training.resume import check_same_config
 
     in_run = source.path is not None and source.path.name == "config.yaml"
     directory = source.path.parent if in_run and source.path is not None else run_directory(asked)
     if not (directory / "config.yaml").is_file():
-        return asked, source
+        return asked
     own = ConfigSource(directory.name, path=directory / "config.yaml")
     asked = load_run(own, flags=given, sets=sets).config.model_copy(update={"output_dir": str(directory)})
     check_same_config(directory, asked)
-    return asked, own
+    return asked
 
 
 def _base(asked: TrainConfig) -> Path | None:
@@ -139,7 +143,10 @@ def _show_plan(out: Output, prepared: "Prepared") -> None:
         ("model", model, ""),
         ("data", text, "; ".join((*prepared.corpus.notes, *data.notes))),
     ]
-    rows += [(line.name, str(line.value).lower() if isinstance(line.value, bool) else line.value, line.reason) for line in plan.lines]
+    rows += [
+        (line.name, str(line.value).lower() if isinstance(line.value, bool) else line.value, line.reason)
+        for line in plan.lines
+    ]
     out.table(rows)
 
 
@@ -166,7 +173,11 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
             for report in trainer.run():
                 done = report.step - first
                 left = (trainer.limits.max_steps - report.step) * report.seconds / done
-                view.show(bar, report.step, view.line(report.step, report.loss, report.learning_rate, report.tokens_per_second, left))
+                view.show(
+                    bar,
+                    report.step,
+                    view.line(report.step, report.loss, report.learning_rate, report.tokens_per_second, left),
+                )
                 if report.evaluation is not None:
                     out.say(_evaluation_line(report.step, report.evaluation.values(), best=report.is_best))
                 if report.step % asked.logging.steps == 0 or report.evaluation is not None or done == 1:

@@ -132,4 +132,4 @@ def find_alias(dotted: str) -> Alias | None:
         return None
     home = alias.path.rpartition(".")[0]
     from_training = section == "training" and name in _CONVERTED
-    return alias if section in ("", home) or from_training or section == "device" and name == "force_cpu" else None
+    return alias if section in ("", home) or from_training or (section == "device" and name == "force_cpu") else None

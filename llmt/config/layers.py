@@ -102,7 +102,9 @@ class _Merge:
         return f", did you mean {names[close[0]]}?" if close else ""
 
 
-def merge(section: type[SectionType], layers: Iterable[Iterable[Given]], problems: Iterable[str] = ()) -> Loaded[SectionType]:
+def merge(
+    section: type[SectionType], layers: Iterable[Iterable[Given]], problems: Iterable[str] = ()
+) -> Loaded[SectionType]:
     """Validate the values of all layers at once, the last layer first in rank.
 
     Args:
@@ -126,7 +128,9 @@ def merge(section: type[SectionType], layers: Iterable[Iterable[Given]], problem
     return Loaded(config, origins, tuple(merged.notes.values()))
 
 
-def flatten(values: Mapping[str, Any], places: Mapping[str, str], groups: Iterable[str], prefix: str = "") -> list[Given]:
+def flatten(
+    values: Mapping[str, Any], places: Mapping[str, str], groups: Iterable[str], prefix: str = ""
+) -> list[Given]:
     """The leaves of a nested mapping: groups are entered, everything else is a value."""
     known = set(groups)
     given: list[Given] = []

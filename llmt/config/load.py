@@ -1,6 +1,7 @@
 """defaults < template < file < LLMT_* environment < flags and --set  ->  one frozen configuration."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -195,11 +196,13 @@ def _read(path: Path) -> strictyaml.Located:
 
 
 def cache_directory(configured: str | None) -> Path:
-    """Where token shards are kept: as configured, else llmt's folder in the user's cache."""
+    """Where tokenizers and token shards are kept: as configured, else llmt's folder in the user's cache."""
     if configured is not None:
         return Path(configured).expanduser()
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "llmt" / "Cache"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "llmt" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "llmt"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmt"
 
 

@@ -34,7 +34,7 @@ class Located:
     places: dict[str, str] = field(default_factory=dict)
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """A construct that this reader does not take, with its mark."""
 
     def __init__(self, node: yaml.Node, why: str) -> None:
@@ -93,7 +93,7 @@ def load(text: str, name: str) -> Located:
     except yaml.YAMLError as error:
         first = str(error).splitlines()[0]
         raise ConfigError([f"{name}: {first}"], "save the file as plain UTF-8 text") from None
-    except _Refused as error:
+    except _RefusedError as error:
         where = f"{name}:{error.mark.line + 1}:{error.mark.column + 1}"
         raise ConfigError([f"{where}: {error.why}"], "write the value out in full") from None
 
@@ -103,23 +103,23 @@ def _compose(text: str) -> yaml.Node | None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise _Refused(_at(event), "aliases (*name) are not read")
+            raise _RefusedError(_at(event), "aliases (*name) are not read")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise _Refused(_at(event), f"nested more than {MAX_DEPTH} levels deep")
+                raise _RefusedError(_at(event), f"nested more than {MAX_DEPTH} levels deep")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
     return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def _at(event: yaml.Event) -> yaml.Node:
-    return yaml.ScalarNode("", "", start_mark=event.start_mark)
+    return yaml.ScalarNode("", "", start_mark=event.start_mark)  # type: ignore[arg-type]
 
 
 def _construct(node: yaml.Node, path: str, name: str, places: dict[str, str], depth: int) -> Any:
     if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
-        raise _Refused(node, f"the tag {node.tag} is not read")
+        raise _RefusedError(node, f"the tag {node.tag} is not read")
     if isinstance(node, yaml.ScalarNode):
         return parse_scalar(node.value) if node.style is None else node.value
     if isinstance(node, yaml.SequenceNode):
@@ -128,9 +128,9 @@ def _construct(node: yaml.Node, path: str, name: str, places: dict[str, str], de
     for key_node, value_node in node.value:
         key = key_node.value
         if not isinstance(key_node, yaml.ScalarNode) or not key:
-            raise _Refused(key_node, "a key must be a name")
+            raise _RefusedError(key_node, "a key must be a name")
         if key in values:
-            raise _Refused(key_node, f"{key}: given twice")
+            raise _RefusedError(key_node, f"{key}: given twice")
         dotted = f"{path}.{key}" if path else key
         places[dotted] = f"{name}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
         values[key] = _construct(value_node, dotted, name, places, depth + 1)

@@ -38,7 +38,8 @@ class TrainingConfig(Section):
     """`adamw` for everything, or `muon` for the matrices of the blocks and AdamW for the rest."""
 
     muon_learning_rate: Number = Field(0.01, ge=0)
-    """Peak learning rate of Muon's matrices."""
+    """Peak learning rate of Muon (https://kellerjordan.github.io/posts/muon/), scaled so that its updates are
+    as large as AdamW's at the same rate (https://arxiv.org/abs/2502.16982)."""
 
     muon_momentum: Number = Field(0.95, ge=0, lt=1)
     """Momentum of Muon."""

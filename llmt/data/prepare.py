@@ -141,21 +141,6 @@ def open_prepared(directory: Path, fingerprint: str) -> PreparedData | None:
         return None
 
 
-def default_cache_dir(system: str, home: Path, env: Mapping[str, str]) -> Path:
-    """The user's cache folder for llmt, by the custom of the system.
-
-    Args:
-        system: `sys.platform`.
-        home: The user's folder.
-        env: `XDG_CACHE_HOME` (Linux and others) and `LOCALAPPDATA` (Windows) are looked up in it.
-    """
-    if system == "win32":
-        return Path(env.get("LOCALAPPDATA") or home / "AppData" / "Local") / "llmt" / "cache"
-    if system == "darwin":
-        return home / "Library" / "Caches" / "llmt"
-    return Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "llmt"
-
-
 def _make(
     config: DataConfig, tokenizer: Tokenizer, directory: Path, fingerprint: str, progress: Progress | None
 ) -> PreparedData:

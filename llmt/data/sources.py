@@ -9,12 +9,12 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
+from llmt.config.data import BUILTIN, BUILTIN_INSTRUCTIONS
 from llmt.data.builtin import builtin_documents, builtin_fingerprint, builtin_instructions
 from llmt.data.documents import Document
 from llmt.data.readers import EncodingErrors, read_jsonl, read_text, unreadable
 from llmt.errors import DataError
 
-BUILTIN_NAMES = ("builtin", "builtin:instructions")
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 ROW_SUFFIXES = (".jsonl",)
 SUPPORTED = "this version reads .txt, .md and .jsonl"
@@ -118,10 +118,8 @@ def _read_all(
 
 
 def _read(source: Source, text_column: str, encoding_errors: EncodingErrors) -> Iterator[Document]:
-    if source.name == "builtin" and source.kind == "builtin":
-        yield from builtin_documents()
-    elif source.kind == "builtin":
-        yield from builtin_instructions()
+    if source.kind == "builtin":
+        yield from builtin_documents() if source.name == BUILTIN else builtin_instructions()
     elif source.kind == "rows":
         yield from read_jsonl(Path(source.name), text_column=text_column, encoding_errors=encoding_errors)
     else:
@@ -129,10 +127,10 @@ def _read(source: Source, text_column: str, encoding_errors: EncodingErrors) -> 
 
 
 def _find(name: str) -> list[Source]:
-    if name in BUILTIN_NAMES:
+    if name in (BUILTIN, BUILTIN_INSTRUCTIONS):
         return [Source(name, "builtin", True, name)]
     if name.startswith("builtin:"):
-        raise DataError(f"{name}: no such built-in corpus", f"there are {' and '.join(BUILTIN_NAMES)}")
+        raise DataError(f"{name}: no such built-in corpus", f"there are {BUILTIN} and {BUILTIN_INSTRUCTIONS}")
     path = Path(name)
     if path.is_dir():
         return _find_in_folder(path, name)

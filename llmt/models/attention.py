@@ -27,9 +27,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: floa
     if T == S and T > 1:
         if query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled():
             return blocked_attention(query, key, value, dropout=dropout)
-        return F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, dropout_p=dropout, enable_gqa=grouped
-        )
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
     visible = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T) if T > 1 else None
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout, enable_gqa=grouped)
 
@@ -39,7 +37,7 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: flo
 
     On CPUs with bf16 products this beats the fused kernel, forward and backward; the softmax is in fp32.
     """
-    B, H, T, E = query.shape
+    _, H, T, E = query.shape
     groups = H // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

@@ -47,7 +47,9 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
             raise ModelFileError(f"{directory}: {str(error).splitlines()[0]}", "check the model's files") from None
         missing = sorted(report["missing_keys"])
         if missing:
-            raise ModelFileError(f"{directory}: {len(missing)} tensors are missing, first {missing[0]}", "download again")
+            raise ModelFileError(
+                f"{directory}: {len(missing)} tensors are missing, first {missing[0]}", "download again"
+            )
         self.vocab_size = self.inner.config.vocab_size
         self.context_length = int(self.inner.config.to_dict().get("max_position_embeddings") or 2048)
 

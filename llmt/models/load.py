@@ -118,7 +118,8 @@ def _check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], di
         what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the configuration does not describe"
         more = len(missing) + len(extra) - 1
         raise MismatchError(
-            f"{directory}: {what}" + (f" (and {more} more names differ)" if more else ""), "download or convert it again"
+            f"{directory}: {what}" + (f" (and {more} more names differ)" if more else ""),
+            "download or convert it again",
         )
     for name, tensor in expected.items():
         if tensor.shape != found[name].shape:

@@ -136,7 +136,10 @@ def find_targets(base: nn.Module, asked: Sequence[str]) -> list[str]:
     unknown = [name for name in asked if name not in known]
     if unknown:
         raise ConfigError(
-            [f"lora.target_modules: no linear layer is called {name}; there are {', '.join(known)}" for name in unknown],
+            [
+                f"lora.target_modules: no linear layer is called {name}; there are {', '.join(known)}"
+                for name in unknown
+            ],
             f"--set lora.target_modules={','.join(known[:2])}",
         )
     return list(asked)

@@ -50,7 +50,5 @@ def base_of(directory: Path) -> Path:
     """
     name = read_adapter_config(directory).get("base_model_name_or_path")
     if not isinstance(name, str) or not Path(name).is_dir():
-        raise ModelFileError(
-            f"{directory}: its base {name!r} is not here", f"llmt generate BASE --adapter {directory}"
-        )
+        raise ModelFileError(f"{directory}: its base {name!r} is not here", f"llmt generate BASE --adapter {directory}")
     return Path(name)

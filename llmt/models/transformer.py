@@ -6,7 +6,6 @@ V vocabulary. Rotary positions (https://arxiv.org/abs/2104.09864) in the rotate-
 (https://arxiv.org/abs/2305.13245).
 """
 
-import math
 from typing import Any, final
 
 import torch
@@ -138,19 +137,19 @@ class TransformerLM(BaseLanguageModel):
             self.lm_head = nn.Linear(config.hidden_size, vocab_size, bias=False)
 
     def initialize(self, seed: int) -> None:
-        """Draw all weights anew: normal with `initializer_range`, the layers that write to the residual
-        stream smaller by the root of their number (https://arxiv.org/abs/1910.10683 and GPT-2), norms 1.
+        """Draw all weights anew: normal with `initializer_range`, norms 1, and 0 in the layers that write to the
+        residual stream, so that every block begins as the identity (https://arxiv.org/abs/1901.09321).
         """
         generator = torch.Generator().manual_seed(seed)
-        std = self.settings.initializer_range
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 nn.init.ones_(parameter)
-                continue
-            writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-            scale = std / math.sqrt(2 * self.settings.num_hidden_layers) if writes else std
-            with torch.no_grad():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.zeros_(parameter)
+            else:
+                drawn = torch.randn(parameter.shape, generator=generator) * self.settings.initializer_range
+                with torch.no_grad():
+                    parameter.copy_(drawn)
 
     def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """`(B, T)` token ids to `(B, T, D)` final hidden states."""

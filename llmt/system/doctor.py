@@ -98,7 +98,9 @@ def _check_memory() -> Check:
 
 def _check_disk(directory: Path) -> Check:
     free = shutil.disk_usage(directory).free
-    return Check("disk", "ok" if free >= MIN_FREE_DISK else "warn", f"{format_size(free)} free in {directory.resolve()}")
+    return Check(
+        "disk", "ok" if free >= MIN_FREE_DISK else "warn", f"{format_size(free)} free in {directory.resolve()}"
+    )
 
 
 def _check_compiler(machine: Machine) -> Check:

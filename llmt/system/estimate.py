@@ -46,6 +46,10 @@ INTERPRETER_BYTES = 330_000_000
 """Resident bytes of Python with torch and llmt loaded, before the model."""
 
 
+LOGIT_BYTES = 12
+"""Bytes held for each logit: the logits, their fp32 copy, the probabilities and the gradient."""
+
+
 def training_bytes(work: Workload, precision: str, *, checkpointing: bool) -> int:
     """Peak bytes of training: weights, gradients, two moments, activations and logits.
 
@@ -65,7 +69,7 @@ def training_bytes(work: Workload, precision: str, *, checkpointing: bool) -> in
     factor = 26.0 if half else 17.0
     layers = 1 + work.model.num_hidden_layers / factor if checkpointing else work.model.num_hidden_layers
     activations = factor * work.tokens * layers * width * element
-    logits = work.tokens * work.vocab_size * (12 if half else 12)
+    logits = work.tokens * work.vocab_size * LOGIT_BYTES
     return round(INTERPRETER_BYTES + state + activations + logits)
 
 

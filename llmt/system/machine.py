@@ -159,7 +159,7 @@ def _try_device(kind: str) -> str:
 
     try:
         x = torch.arange(6.0, device=kind).reshape(2, 3).requires_grad_(True)
-        (x @ x.T).sum().backward()
+        (x @ x.T).sum().backward()  # type: ignore[no-untyped-call]
         expected = 2 * x.detach().sum(0).expand(2, 3)
         right = x.grad is not None and bool(torch.allclose(x.grad, expected))
     except (RuntimeError, NotImplementedError) as error:

@@ -100,7 +100,7 @@ def choose_device(asked: str, machine: Machine) -> tuple[DeviceInfo, str]:
     """
     if asked != "auto":
         return require_device(machine, asked), "asked for"
-    passed = []
+    passed: list[str] = []
     for device in machine.devices:
         if device.usable:
             return device, "; ".join([*passed, f"{device.name or device.kind} computes"])

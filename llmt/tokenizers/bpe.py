@@ -4,6 +4,7 @@ Byte-level BPE is that of GPT-2 (Radford et al., "Language models are unsupervis
 the unigram model is that of Kudo, "Subword regularization", 2018, over the same 256 byte characters.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 
 import tokenizers
@@ -62,9 +63,12 @@ def train_bpe(
 def train_unigram(
     texts: Iterable[str], vocab_size: int = 4096, split: Split = "gpt4", special_tokens: Sequence[str] = ()
 ) -> FastTokenizer:
-    """Train a lossless unigram model over bytes. Arguments, result and errors are those of `train_bpe`."""
+    """Train a lossless unigram model over bytes. Arguments, result and errors are those of `train_bpe`.
+
+    The library sums in parallel: another number of threads may give other scores.
+    """
     special = _special_tokens(special_tokens, split)
-    _require_size(vocab_size, len(special))
+    _require_size(vocab_size, len(special), learnt=1)  # asked for none, the library's trainer does not stop
     backend = _byte_level(models.Unigram(), split)
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=BYTE_CHARACTERS, show_progress=False
@@ -92,11 +96,13 @@ def _special_tokens(further: Sequence[str], split: Split) -> list[AddedToken]:
     return [AddedToken(content, special=True, normalized=False) for content in contents]
 
 
-def _require_size(vocab_size: int, special: int) -> None:
-    least = special + len(BYTE_CHARACTERS)
+def _require_size(vocab_size: int, special: int, learnt: int = 0) -> None:
+    least = special + len(BYTE_CHARACTERS) + learnt
     if vocab_size < least:
         raise ConfigError(
-            [f"vocab_size {vocab_size}: {special} special tokens and 256 bytes need {least}"],
+            [
+                f"vocab_size {vocab_size}: {special} special tokens, 256 bytes and {learnt} pieces need {least}"
+            ],
             f"ask for at least {least}",
         )
 
@@ -124,7 +130,15 @@ def _train(
     corpus = MeasuredCorpus(texts)
     backend.train_from_iterator(corpus, trainer)
     corpus.require_text()
+    if algo == "unigram":
+        _round_scores(backend)
     tokenizer = FastTokenizer(backend, _ROLES)
     asked = {"algo": algo, "vocab_size_asked": vocab_size, **options}
     tokenizer.training = asked | corpus.facts(tokenizer)
     return tokenizer
+
+
+def _round_scores(backend: tokenizers.Tokenizer) -> None:
+    """Keep 12 decimals of each score: the library does not read longer ones back exactly from its own file."""
+    vocab = json.loads(backend.to_str())["model"]["vocab"]
+    backend.model = models.Unigram([(piece, round(score, 12)) for piece, score in vocab])

@@ -59,6 +59,10 @@ class FastTokenizer(Tokenizer):
         self._byte_level = is_byte_level(spec)
         self._prefix: str = spec["model"].get("continuing_subword_prefix") or ""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.backend.encode_special_tokens = True  # the library's pickle leaves it out
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
@@ -194,9 +198,10 @@ class FastStream:
 def spec_fingerprint(backend: tokenizers.Tokenizer) -> str:
     """SHA-256 of the tokenizer.json that `backend` would write, whatever its spacing and key order.
 
-    Padding and truncation are settings of a caller, not of the vocabulary, and do not count.
+    Padding, truncation and post-processing do not count: encoding uses none of them, and other programs add
+    their own on loading.
     """
-    spec = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    spec = json.loads(backend.to_str()) | {"padding": None, "truncation": None, "post_processor": None}
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

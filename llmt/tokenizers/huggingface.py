@@ -50,7 +50,9 @@ class HFTokenizerWrapper(Tokenizer):
         except ImportError as error:
             raise MissingPackageError("transformers", str(error)) from error
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_files_only, **kwargs)
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                name, **kwargs | {"local_files_only": local_files_only, "trust_remote_code": False}
+            )
         except ImportError as error:
             package = "sentencepiece" if "sentencepiece" in str(error).lower() else "tokenizers"
             raise MissingPackageError(package, str(error).strip().splitlines()[0]) from error

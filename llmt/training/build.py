@@ -19,12 +19,12 @@ from llmt.config.run import TrainConfig
 from llmt.data.loader import BatchLoader, count_blocks, evaluation_batches
 from llmt.errors import BusyOutputError, MismatchError, ModelFileError
 from llmt.models.base import BaseLanguageModel
-from llmt.models.load import load_model, read_config
 from llmt.models.llama import is_llama, parse_llama_config
+from llmt.models.load import load_model, read_config
 from llmt.models.lora import LoraModel, add_lora
 from llmt.models.transformer import TransformerLM
 from llmt.system.estimate import Workload, checkpoint_bytes
-from llmt.system.machine import Machine, inspect_machine, measure_speed
+from llmt.system.machine import inspect_machine, measure_speed
 from llmt.system.plan import RunPlan, choose_device, choose_threads, plan_run
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.keeper import RunKeeper, audit_values, read_checkpoint
@@ -84,7 +84,8 @@ def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
         BusyOutputError: Another run is there and neither option was given, or what is there is no run.
         ModelFileError: There is nothing to resume.
     """
-    found = directory.is_dir() and any(path.name not in (layout.LOCK, layout.LOCK_OWNER) for path in directory.iterdir())
+    own = (layout.LOCK, layout.LOCK_OWNER)
+    found = directory.is_dir() and any(path.name not in own for path in directory.iterdir())
     is_run = (directory / layout.RUN_CONFIG).is_file()
     if directory.exists() and not directory.is_dir():
         raise BusyOutputError(f"{directory}: is a file", "name another directory with --output-dir")
@@ -98,7 +99,9 @@ def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
             f"llmt train {directory} --resume   goes on; --overwrite replaces it; or name another with --output-dir",
         )
     if found and not is_run:
-        raise BusyOutputError(f"{directory}: is not a run of llmt, so --overwrite leaves it alone", "name another with -o")
+        raise BusyOutputError(
+            f"{directory}: is not a run of llmt, so --overwrite leaves it alone", "name another with -o"
+        )
 
 
 def clear_directory(directory: Path) -> None:
@@ -112,9 +115,7 @@ def clear_directory(directory: Path) -> None:
             path.unlink()
 
 
-def prepare(
-    config: TrainConfig, directory: Path, *, base: Path | None, resume: bool, progress: Progress
-) -> Prepared:
+def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: bool, progress: Progress) -> Prepared:
     """Look at the machine, read the text, decide.
 
     Args:
@@ -173,7 +174,8 @@ def build_trainer(prepared: Prepared, *, base: Path | None) -> tuple[Trainer, Ru
         data.train, config.data.block_size, plan.micro_batch, config.seed, plan.num_workers, plan.pin_memory
     )
     keeper = RunKeeper(prepared.directory, model, corpus.tokenizer, config, plan, base)
-    trainer = Trainer(model, optimizer, loader, _schedule(config, plan), _limits(config, plan, loader), keeper, config.seed)
+    schedule, limits = _schedule(config, plan), _limits(config, plan, loader)
+    trainer = Trainer(model, optimizer, loader, schedule, limits, keeper, config.seed)
     trainer.fingerprint = _fingerprint(prepared)
     if data.validation is not None:
         _validate(trainer, prepared)
@@ -201,9 +203,7 @@ def _workload(config: TrainConfig, corpus: Corpus, base: Path | None) -> Workloa
             vocab_size = int(values.get("vocab_size", vocab_size))
         check_fits(corpus.tokenizer, vocab_size, str(base))
     trainable = _adapter_share(config, model, vocab_size) if config.lora.enabled else 1.0
-    return Workload(
-        model, vocab_size, config.training.per_device_train_batch_size, config.data.block_size, trainable
-    )
+    return Workload(model, vocab_size, config.training.per_device_train_batch_size, config.data.block_size, trainable)
 
 
 def _adapter_share(config: TrainConfig, model: ModelConfig, vocab_size: int) -> float:
@@ -249,9 +249,7 @@ def _compile(model: BaseLanguageModel, plan: RunPlan) -> None:
 def _schedule(config: TrainConfig, plan: RunPlan) -> Schedule:
     training = config.training
     warmup = warmup_steps(plan.total_steps, training.warmup_steps, training.warmup_ratio)
-    return Schedule(
-        training.lr_scheduler_type, plan.total_steps, warmup, training.min_lr_ratio, training.lr_power
-    )
+    return Schedule(training.lr_scheduler_type, plan.total_steps, warmup, training.min_lr_ratio, training.lr_power)
 
 
 def _limits(config: TrainConfig, plan: RunPlan, loader: BatchLoader) -> Limits:

@@ -71,9 +71,7 @@ def prepare_corpus(
 
 def training_texts(data: DataConfig) -> Iterator[str]:
     """The texts that are trained on: all but the held-out ones."""
-    documents = open_documents(
-        data.sources, text_column=data.text_column, encoding_errors=data.encoding_errors
-    )
+    documents = open_documents(data.sources, text_column=data.text_column, encoding_errors=data.encoding_errors)
     if data.validation_sources:
         return (document.text for document in documents)
     return (document.text for document, held_out in hold_out(documents, data.validation_split) if not held_out)

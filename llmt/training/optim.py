@@ -116,9 +116,9 @@ class Optimizer:
             for weight in self.weights:
                 saved = masters.get(weight.name)
                 if saved is None or saved.shape != weight.master.shape:
+                    held = "no such tensor" if saved is None else tuple(saved.shape)
                     raise MismatchError(
-                        f"{weight.name}: the checkpoint holds {'no such tensor' if saved is None else tuple(saved.shape)}"
-                        f", the model needs {tuple(weight.master.shape)}",
+                        f"{weight.name}: the checkpoint holds {held}, the model needs {tuple(weight.master.shape)}",
                         "resume with the configuration that the run began with",
                     )
                 weight.master.copy_(saved)
@@ -159,6 +159,7 @@ def _groups(weights: list[Weight], config: TrainingConfig) -> list[Group]:
             lr=config.muon_learning_rate,
             momentum=config.muon_momentum,
             weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",  # updates as large as AdamW's, whatever the matrix's shape
         )
         groups.append(Group(optimizer, config.muon_learning_rate, tuple(muon)))
     for decayed, decay in ((True, config.weight_decay), (False, 0.0)):

@@ -72,7 +72,7 @@ def pin_plan(directory: Path, plan: RunPlan, asked: TrainConfig) -> RunPlan:
     saved = read_json(directory, layout.PLAN)
     if saved.get("device") != plan.device:
         return plan
-    kept = {key: saved[key] for key in PINNED if key in saved}
+    kept: dict[str, Any] = {key: saved[key] for key in PINNED if key in saved}
     if asked.training.compile != "auto":
         kept.pop("compile", None)
     lines = tuple(

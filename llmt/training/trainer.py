@@ -243,7 +243,12 @@ def step_seed(seed: int, step: int, batch: int) -> int:
 
 
 def total_steps(
-    *, samples_per_step: int, blocks: int, max_steps: int | None, epochs: float | None, max_tokens: int | None,
+    *,
+    samples_per_step: int,
+    blocks: int,
+    max_steps: int | None,
+    epochs: float | None,
+    max_tokens: int | None,
     tokens_per_sample: float,
 ) -> int:
     """Steps until the first of the stops that count: steps, passes over the text, tokens.

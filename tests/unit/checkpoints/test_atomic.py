@@ -43,14 +43,19 @@ def test_a_staged_directory_appears_whole_with_its_manifest(tmp_path: Path) -> N
 
 def test_nothing_is_left_when_filling_fails(tmp_path: Path) -> None:
     """An error while the directory is filled leaves neither the target nor a temporary folder."""
-    with pytest.raises(KeyError), staged_directory(tmp_path / "done", extra={}) as staged:
-        staged.write_file("a", b"1")
-        raise KeyError("stop")
+
+    def fail() -> None:
+        with staged_directory(tmp_path / "done", extra={}) as staged:
+            staged.write_file("a", b"1")
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_target_is_refused_or_replaced(tmp_path: Path) -> None:
-    """Without `replace` what is there stays untouched; with it, the new directory takes its place and no other is left."""
+    """Without `replace` what is there stays untouched; with it, the new directory takes its place."""
     target = make(tmp_path / "done", step=1)
     with pytest.raises(StorageError, match="already there"):
         make(target, step=2)
@@ -195,15 +200,15 @@ def test_content_in_pieces_equals_content_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"abcdefghi"
 
 
-@posix
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_a_storage_error_that_says_so() -> None:
     """ENOSPC names what was going on, what it needed and what is free."""
-    with pytest.raises(StorageError, match=r"disk full while saving step 3 \(.*\): need 1.2 GB, free ") as caught:
-        with (
-            storage_errors("saving step 3", Path("/dev"), 1_200_000_000),
-            Path("/dev/full").open("wb", buffering=0) as full,
-        ):
-            full.write(b"x")
+    with (
+        pytest.raises(StorageError, match=r"disk full while saving step 3 \(.*\): need 1.2 GB, free ") as caught,
+        storage_errors("saving step 3", Path("/dev"), 1_200_000_000),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        full.write(b"x")
     assert caught.value.exit_code == 6
 
 
@@ -235,7 +240,7 @@ def test_a_write_that_hits_a_limit_leaves_nothing(tmp_path: Path) -> None:
 def test_space_is_checked_before_the_work(tmp_path: Path) -> None:
     """More bytes than the disk has are refused; a directory that does not exist yet is asked through its parent."""
     require_free_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(StorageError, match=r"need 1e\+06 TB|need 1000000 TB|need .* TB, free"):
+    with pytest.raises(StorageError, match=r"need .* TB, free"):
         require_free_space(tmp_path / "not" / "yet", 10**18)
 
 

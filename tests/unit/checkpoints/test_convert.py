@@ -45,6 +45,7 @@ def all_kinds() -> dict[str, torch.Tensor]:
         "bool": torch.tensor([True, False, True]),
         "scalar": torch.tensor(2.5),
         "empty": torch.zeros(0, 3),
+        "empty columns": torch.zeros(3, 5)[:, 2:2],
         "transposed": base.t(),
         "slice": base[1:3],
         "column": base[:, 2],
@@ -172,18 +173,20 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_converted_says_why(tmp_path: Path) -> None:
-    """Nothing there, nothing of PyTorch and several candidates each exit with 4, with what was found and what to type."""
+    """Nothing there, nothing of PyTorch and several candidates exit with 4, what was found and what to type."""
     with pytest.raises(ModelFileError, match="does not exist"):
         convert(tmp_path / "missing")
     with pytest.raises(ModelFileError, match="it holds nothing"):
         convert(tmp_path)
     (tmp_path / "notes.txt").write_text("")
     torch.save({}, tmp_path / "optimizer.pt")
-    with pytest.raises(ModelFileError, match="it holds 'notes.txt', 'optimizer.pt'"):
+    with pytest.raises(ModelFileError, match=r"it holds 'notes\.txt', 'optimizer\.pt'"):
         convert(tmp_path)
     for step in (1, 2):
         torch.save({"a": torch.ones(1)}, tmp_path / f"checkpoint-{step}.pt")
-    with pytest.raises(ModelFileError, match="several PyTorch files: 'checkpoint-1.pt', 'checkpoint-2.pt'") as caught:
+    with pytest.raises(
+        ModelFileError, match=r"several PyTorch files: 'checkpoint-1\.pt', 'checkpoint-2\.pt'"
+    ) as caught:
         convert(tmp_path)
     assert caught.value.hint == f"llmt convert {tmp_path / 'checkpoint-2.pt'}"
     assert caught.value.exit_code == 4
@@ -236,10 +239,10 @@ def test_conversion_needs_neither_torch_nor_much_memory(tmp_path: Path) -> None:
         "list(convert_to_safetensors(Path(sys.argv[1])))\n"
         "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)\n"
         "if sys.platform == 'linux':\n"
-        "    import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+        "    print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "m.pt")], capture_output=True, text=True, check=True
     )
-    assert int(done.stdout or 0) < 50
+    assert int(done.stdout or 0) < 50_000
     assert load_weights(tmp_path / "m")["t9"].sum() == 1_500_000

@@ -32,12 +32,12 @@ def hold(directory: Path) -> subprocess.Popen[str]:
 
 
 def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
-    """While another process holds the directory, taking it exits with 10 and names the process; afterwards it is free."""
+    """While another process holds the directory, taking it exits with 10 and names the holder."""
     holder = hold(tmp_path)
     try:
-        with pytest.raises(BusyOutputError, match=f"in use by process {holder.pid} on .* since 20") as caught:
-            with output_lock(tmp_path):
-                pass
+        expected = f"in use by process {holder.pid} on .* since 20"
+        with pytest.raises(BusyOutputError, match=expected) as caught, output_lock(tmp_path):
+            pass
         assert caught.value.exit_code == 10
     finally:
         holder.communicate("")

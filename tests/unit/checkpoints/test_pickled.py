@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import datetime
 import io
 import os
@@ -58,7 +59,7 @@ def touch(canary: Path) -> dict[str, object]:
         "subprocess": Calls(subprocess.check_output, ["touch", str(canary)]),
         "open": Calls(open, str(canary), "w"),
         "runpy": Calls(runpy.run_path, str(canary)),
-        "getattr": Calls(getattr, os, "system"),
+        "getattr": Calls(getattr, "", "format"),
         "numpy": Calls(np.savetxt, str(canary), [1]),
         "torch.save": Calls(torch.save, 1, str(canary)),
         "torch.load": Calls(torch.load, str(canary)),
@@ -73,17 +74,16 @@ def touch(canary: Path) -> dict[str, object]:
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
 @pytest.mark.parametrize("attack", list(touch(Path("x"))))
 def test_no_pickle_runs(tmp_path: Path, attack: str, protocol: int) -> None:
-    """A payload beside good weights, in any protocol, is refused by the name it refers to; the canary never appears."""
+    """A payload beside the weights, in any protocol, is refused by name; the canary never appears."""
     canary = tmp_path / "canary"
     program = pickle.dumps({"model": {}, "x": touch(canary)[attack]}, protocol)
     path = archive(tmp_path / "evil.pt", program)
-    with pytest.raises(ModelFileError, match=r"evil.pt: (holds a reference to|uses the pickle instruction)") as caught:
+    with pytest.raises(ModelFileError, match=r"evil\.pt: (holds a reference to|uses the pickle instruction)") as caught:
         tensors_of(path)
     assert "nothing in it was run" in caught.value.message
     assert "torch.save(model.state_dict()" in caught.value.hint
     assert not canary.exists()
-    pickle.loads(b"N.")  # the oracle below is the real machine
-    if attack == "open":
+    if attack == "open":  # proof that the payload is one: the real machine runs it
         pickle.loads(program)["x"].close()
         assert canary.exists()
 
@@ -127,26 +127,25 @@ HAND_WRITTEN = {
 def test_hand_written_programs_are_refused(tmp_path: Path, attack: str) -> None:
     """Instructions that torch.save never writes, and broken programs, end in exit code 4 and in no other way."""
     path = archive(tmp_path / "evil.pt", HAND_WRITTEN[attack])
-    with pytest.raises(ModelFileError, match="evil.pt") as caught:
+    with pytest.raises(ModelFileError, match=r"evil\.pt") as caught:
         tensors_of(path)
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
 def test_random_damage_to_the_program_never_escapes(tmp_path: Path) -> None:
-    """A thousand random changes to a real pickle either read or end in ModelFileError, nothing else."""
+    """Hundreds of random changes to a real pickle either read or end in ModelFileError, nothing else."""
     buffer = io.BytesIO()
     torch.save({"model": {"a": torch.ones(2), "b": torch.ones(3).half()}, "args": argparse.Namespace(x=1)}, buffer)
     program = zipfile.ZipFile(buffer).read("archive/data.pkl")
     source = random.Random(0)
-    for _ in range(1000):
+    for _ in range(500):
         changed = bytearray(program)
         for _ in range(source.randint(1, 4)):
             changed[source.randrange(len(changed))] = source.randrange(256)
         path = archive(tmp_path / "fuzz.pt", bytes(changed), {"0": b"\0" * 8, "1": b"\0" * 6})
-        try:
+        with contextlib.suppress(ModelFileError):
             tensors_of(path)
-        except ModelFileError:
-            pass
 
 
 def test_plain_training_state_beside_the_weights_is_ignored(tmp_path: Path) -> None:
@@ -186,17 +185,34 @@ def test_plain_training_state_beside_the_weights_is_ignored(tmp_path: Path) -> N
     assert read == {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("value", [
-    torch.ones(2), [torch.ones(2)], {}, {"a": 1}, {1: torch.ones(2)}, {"a": {"b": torch.ones(2)}}, {"a\x1b[2J": torch.ones(2)},
-    {"a": torch.ones(2).to_sparse()}, {"a": torch.empty(2, device="meta")}, {"a": torch.ones(2, dtype=torch.complex128)},
-    {"a": torch.ones(2, dtype=torch.complex64).conj()}, {"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)},
-    {"a": torch.nested.nested_tensor([torch.ones(2)])}, torch.nn.Linear(2, 2), {"a": np.float64(1)},
-    {"module.a": torch.ones(1), "_orig_mod.module.a": torch.ones(1)},
-])  # fmt: skip
-def test_what_is_not_a_plain_state_dict_is_refused(tmp_path: Path, value: object) -> None:
-    """Bare tensors, modules, odd keys, and sparse, quantised, lazy or meta tensors are named in one line, exit code 4."""
-    torch.save(value, tmp_path / "x.pt")
-    with pytest.raises(ModelFileError, match="x.pt: ") as caught:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ones(2),
+        lambda: [torch.ones(2)],
+        lambda: {},
+        lambda: {"a": 1},
+        lambda: {1: torch.ones(2)},
+        lambda: {"a": {"b": torch.ones(2)}},
+        lambda: {"a\x1b[2J": torch.ones(2)},
+        lambda: {"a": torch.ones(2).to_sparse()},
+        lambda: {"a": torch.empty(2, device="meta")},
+        lambda: {"a": torch.ones(2, dtype=torch.complex128)},
+        lambda: {"a": torch.ones(2, dtype=torch.complex64).conj()},
+        lambda: {"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)},
+        lambda: {"a": torch.nested.nested_tensor([torch.ones(2)])},
+        lambda: torch.nn.Linear(2, 2),
+        lambda: {"a": np.float64(1)},
+        lambda: {"a": torch.ones(1), "_orig_mod.a": torch.ones(1)},
+        lambda: {"__metadata__": torch.ones(1)},
+        lambda: {"module.": torch.ones(1)},
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_not_a_plain_state_dict_is_refused(tmp_path: Path, make) -> None:
+    """Bare tensors, modules, odd keys, sparse, quantised, lazy and meta tensors are named in one line."""
+    torch.save(make(), tmp_path / "x.pt")
+    with pytest.raises(ModelFileError, match=r"x\.pt: ") as caught:
         tensors_of(tmp_path / "x.pt")
     assert "\x1b" not in caught.value.message
     assert "\n" not in caught.value.message
@@ -247,16 +263,36 @@ def tensor_program(
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("lie", [
-    {"offset": 1}, {"offset": -1}, {"offset": True}, {"offset": 1.0}, {"shape": (5,)}, {"shape": (-4,)}, {"shape": (2**70,)},
-    {"strides": (2,)}, {"strides": (-1,)}, {"strides": ()}, {"shape": (1,) * 65, "strides": (1,) * 65}, {"count": 5}, {"count": 3},
-    {"count": -1}, {"storage": "1"}, {"storage": "../data.pkl"}, {"storage": 0}, {"shape": 4}, {"shape": [4]}, {"shape": (2**40, 2**40), "strides": (0, 0)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"offset": 1},
+        {"offset": -1},
+        {"offset": True},
+        {"offset": 1.0},
+        {"shape": (5,)},
+        {"shape": (-4,)},
+        {"shape": (2**70,)},
+        {"strides": (2,)},
+        {"strides": (-1,)},
+        {"strides": ()},
+        {"shape": (1,) * 65, "strides": (1,) * 65},
+        {"count": 5},
+        {"count": 3},
+        {"count": -1},
+        {"storage": "1"},
+        {"storage": "../data.pkl"},
+        {"storage": 0},
+        {"shape": 4},
+        {"shape": [4]},
+        {"shape": (2**40, 2**40), "strides": (0, 0)},
+    ],
+)
 def test_a_tensor_cannot_leave_its_storage(tmp_path: Path, lie: dict[str, object]) -> None:
     """Offsets, shapes, strides and sizes that do not fit the stored bytes are refused."""
     data = {"0": np.arange(4, dtype="<f4").tobytes()}
     assert tensors_of(archive(tmp_path / "good.pt", tensor_program(), data)) == {"a": data["0"]}
-    with pytest.raises(ModelFileError, match="lie.pt"):
+    with pytest.raises(ModelFileError, match=r"lie\.pt"):
         tensors_of(archive(tmp_path / "lie.pt", tensor_program(**lie), data))
 
 
@@ -268,7 +304,7 @@ def test_every_flip_in_a_storage_is_detected(tmp_path: Path) -> None:
     with open_pickled(tmp_path / "x.pt") as file:
         ranges = {(tensor.storage.begin, tensor.storage.size) for tensor in file.tensors}
     for begin, size in ranges:
-        for position in range(begin, begin + size, 3):
+        for position in range(begin, begin + size, 5):
             changed = bytearray(data)
             changed[position] ^= 1 << (position % 8)
             (tmp_path / "x.pt").write_bytes(changed)
@@ -287,18 +323,16 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_flip_anywhere_reads_equal_or_not_at_all(tmp_path: Path) -> None:
-    """A flip in a header, name, size or directory of the archive never gives other numbers."""
+    """A flip in a header, name, size or directory of the archive never gives other numbers or names."""
     torch.save({"a": torch.arange(10), "b": torch.ones(2)}, tmp_path / "x.pt")
     expected = tensors_of(tmp_path / "x.pt")
     data = (tmp_path / "x.pt").read_bytes()
-    for position in range(len(data)):
+    for position in range(0, len(data), 3):
         changed = bytearray(data)
         changed[position] ^= 1 << (position % 8)
         (tmp_path / "x.pt").write_bytes(changed)
-        try:
+        with contextlib.suppress(ModelFileError):
             assert tensors_of(tmp_path / "x.pt") == expected, position
-        except ModelFileError:
-            pass
 
 
 def test_archives_that_torch_never_writes_are_refused(tmp_path: Path) -> None:
@@ -317,7 +351,7 @@ def test_archives_that_torch_never_writes_are_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "d.pt", good, data)
     with zipfile.ZipFile(path, "a") as out:
         out.writestr("y/data.pkl", good)
-    with pytest.raises(ModelFileError, match="not one of torch.save"):
+    with pytest.raises(ModelFileError, match=r"not one of torch\.save"):
         tensors_of(path)
     path = archive(tmp_path / "e.pt", good, data)
     changed = path.read_bytes().replace(b"little", b"big   ").replace(b"\0", b"\0")

@@ -11,7 +11,7 @@ from llmt.checkpoints.sharding import index_json, is_shard_file_name, plan_shard
 
 @given(st.lists(st.integers(0, 50)), st.integers(1, 60))
 def test_every_tensor_is_in_one_file_in_order_and_within_the_limit(sizes: list[int], limit: int) -> None:
-    """Files in order give back all tensors in order; a file above the limit holds one tensor only; no file could be merged with the next one's first tensor."""
+    """All tensors in order; above the limit only a single tensor; no file could take the next tensor too."""
     named = {f"t{i}": size for i, size in enumerate(sizes)}
     plan = plan_shards(named, limit)
     assert [name for names in plan.files.values() for name in names] == list(named)

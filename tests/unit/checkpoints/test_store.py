@@ -2,13 +2,14 @@
 
 import os
 import signal
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from llmt.checkpoints import layout
-from llmt.checkpoints.atomic import StagedDirectory
+from llmt.checkpoints.atomic import StagedDirectory, publish_into
 from llmt.checkpoints.manifest import verify_manifest
 from llmt.checkpoints.store import CheckpointStore
 from llmt.errors import ModelFileError, StorageError
@@ -142,8 +143,16 @@ def work(store: CheckpointStore) -> None:
     store.retain(1)
 
 
-def run_until_call(store: CheckpointStore, number: int) -> None:
-    """Count system calls that may change the disk, and die by SIGKILL before call `number`."""
+def die_at(number: int, action: Callable[[], object]) -> bool:
+    """Run `action` in a child that is killed (SIGKILL) before its call `number` that may change the disk.
+
+    Returns whether it was killed; False when it was done before.
+    """
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        return os.WIFSIGNALED(status)
     count = 0
 
     def counted(call):
@@ -158,32 +167,60 @@ def run_until_call(store: CheckpointStore, number: int) -> None:
 
     for name in CALLS:
         setattr(os, name, counted(getattr(os, name)))
-    work(store)
+    action()
+    os._exit(0)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@needs_fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_kill_at_any_call_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Killed before each call that changes the disk, a process leaves the old or the new step whole, and the next one goes on."""
-    deaths = 0
+    """Killed before each call that changes the disk, a process leaves a whole step, and the next one goes on."""
     for number in range(1, 500):
         store = saved(tmp_path / str(number), 1)
-        sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
-            run_until_call(store, number)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
-            assert os.WEXITSTATUS(status) == 0
+        if not die_at(number, partial(work, store)):
             break
-        deaths += 1
         damaged: list[str] = []
         store.clean()
         latest = store.latest(damaged.append)
         assert latest is not None, number
         assert latest.step in (1, 2)
         assert damaged == []
-        work(store)
+        store.save(2, fill)
+        store.retain(1)
         assert [path.name for path in store.directory.iterdir()] == ["checkpoint-2"]
-    assert 40 < deaths < 400
+    assert 40 < number < 400
+
+
+def publish(root: Path, data: bytes, names: tuple[str, ...]) -> None:
+    with publish_into(root, extra={}) as staged:
+        for name in (*names, layout.CONFIG_FILE):
+            staged.write_file(name, data)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_kill_while_a_model_is_published_never_mixes_two(tmp_path: Path) -> None:
+    """At any kill the root verifies as the old or the new model, or is no finished model; no config beside a mix."""
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", layout.MODEL_INDEX)
+    for number in range(1, 500):
+        root = tmp_path / str(number)
+        root.mkdir()
+        publish(root, b"old", shards)
+        killed = die_at(number, partial(publish, root, b"new", (layout.MODEL_FILE,)))
+        models = {path.read_bytes() for path in root.iterdir() if layout.is_weight_file(path.name)}
+        if (root / layout.CONFIG_FILE).exists():
+            assert models == {(root / layout.CONFIG_FILE).read_bytes()}
+        if (root / layout.MANIFEST).exists():
+            verify_manifest(root)
+        if not killed:
+            break
+        publish(root, b"new", (layout.MODEL_FILE,))
+        CheckpointStore(root).clean()
+        assert sorted(path.name for path in root.iterdir()) == sorted(
+            [layout.MANIFEST, "config.json", "model.safetensors"]
+        )
+    assert models == {b"new"}
+    assert 15 < number < 400

@@ -1,16 +1,18 @@
 """The wrapper around AutoTokenizer."""
 
 import copy
+import os
 import pickle
 from pathlib import Path
 
 import pytest
-from conftest import HARD_STRINGS
+from tokenizer_texts import HARD_STRINGS
 
 from llmt.errors import HubError, MismatchError, ModelFileError, UsageError
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.fast import FastTokenizer
 from llmt.tokenizers.huggingface import HFTokenizerWrapper
+from llmt.tokenizers.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,26 @@ def test_saves_and_loads(wrapper: HFTokenizerWrapper, tmp_path: Path) -> None:
     wrapper.save_pretrained(tmp_path / "saved")
     assert not [path for path in (tmp_path / "saved").iterdir() if path.name.startswith(".")]
     assert HFTokenizerWrapper(tmp_path / "saved").encode("a day") == wrapper.encode("a day")
+
+
+def test_older_files_go_through_transformers(tmp_path: Path) -> None:
+    """GPT-2's vocab.json and merges.txt load through transformers; saved again, through the library alone."""
+    data = os.environ.get("TEST_DATA_DIR")
+    if data is None:
+        pytest.skip("TEST_DATA_DIR is not set: no vocabulary of GPT-2")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((Path(data) / "gpt2-tokenizer" / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    wrapper = load_tokenizer(tmp_path)
+    assert isinstance(wrapper, HFTokenizerWrapper)
+    assert wrapper.encode("Hello world") == [15496, 995]
+    assert (wrapper.vocab_size, wrapper.eos_token_id, wrapper.is_lossless) == (50257, 50256, True)
+    wrapper.save_pretrained(tmp_path / "saved")
+    fast = load_tokenizer(tmp_path / "saved")
+    assert isinstance(fast, FastTokenizer)
+    assert fast.fingerprint() == wrapper.fingerprint()
+    assert fast.encode_batch(HARD_STRINGS) == wrapper.encode_batch(HARD_STRINGS)
+    assert fast.eos_token_id == 50256
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

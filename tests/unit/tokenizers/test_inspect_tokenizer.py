@@ -1,7 +1,7 @@
 """The report on a text, and choosing an algorithm by name."""
 
 import pytest
-from conftest import PROSE, TEXTS
+from tokenizer_texts import PROSE, TEXTS
 
 from llmt.errors import DataError, UsageError
 from llmt.tokenizers.fast import FastTokenizer

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 import regex
-from conftest import HARD_STRINGS, TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_texts import HARD_STRINGS, TEXTS
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 

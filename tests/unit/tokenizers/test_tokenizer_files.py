@@ -1,11 +1,13 @@
 """Saving and loading, and what AutoTokenizer makes of the files."""
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HARD_STRINGS, TEXTS
+from tokenizer_texts import HARD_STRINGS, TEXTS
 
 from llmt.errors import ModelFileError, StorageError
 from llmt.tokenizers.fast import FastTokenizer
@@ -188,6 +190,15 @@ def test_truncated_anywhere(bpe: FastTokenizer, tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_bytes(whole[:part])
         with pytest.raises(ModelFileError):
             load_tokenizer(tmp_path)
+
+
+def test_pickled_for_workers(every_kind: dict[str, FastTokenizer]) -> None:
+    """A tokenizer sent to another process, or copied, encodes alike, special-token text included."""
+    for tokenizer in every_kind.values():
+        text = f"a day {tokenizer.special['eos_token']} 😀"
+        for twin in (pickle.loads(pickle.dumps(tokenizer)), copy.copy(tokenizer), copy.deepcopy(tokenizer)):
+            assert twin.encode(text) == tokenizer.encode(text)
+            assert twin.fingerprint() == tokenizer.fingerprint()
 
 
 def test_fingerprint_tells_tokenizers_apart(every_kind: dict[str, FastTokenizer]) -> None:
