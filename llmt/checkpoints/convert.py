@@ -106,12 +106,7 @@ def plan_conversion(
     sources = find_pickled(source)
     if output is None:
         output = source if source.is_dir() else _folder_beside(source)
-    if output.exists() and not output.is_dir():
-        raise BusyOutputError(f"{output}: is a file, a directory is to be written", "name one with --output-dir")
-    present = [path.name for path in output.iterdir()] if output.is_dir() else []
-    weights = sorted(filter(layout.is_weight_file, present))
-    if weights and not overwrite:
-        raise BusyOutputError(f"{output}: holds {weights[0]} already", "add --overwrite, or name another --output-dir")
+    _require_free_output(output, overwrite)
     beside = sources[0].parent
     copied = []
     if output.resolve() != beside.resolve():
@@ -120,6 +115,15 @@ def plan_conversion(
     indexed = source.is_dir() and (source / layout.PICKLED_INDEX).exists()
     listed = _read_index(source) if indexed else None
     return ConvertPlan(sources, output, tuple(copied), stem, max_shard_size, listed)
+
+
+def _require_free_output(output: Path, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise BusyOutputError(f"{output}: is a file, a directory is to be written", "name one with --output-dir")
+    present = [path.name for path in output.iterdir()] if output.is_dir() else []
+    weights = sorted(filter(layout.is_weight_file, present))
+    if weights and not overwrite:
+        raise BusyOutputError(f"{output}: holds {weights[0]} already", "add --overwrite, or name another --output-dir")
 
 
 def _folder_beside(file: Path) -> Path:

@@ -11,6 +11,9 @@ from llmt.checkpoints.files import fsync_directory, storage_errors
 from llmt.checkpoints.manifest import Manifest, UnknownFormatError, manifest_problems, read_manifest
 from llmt.errors import ModelFileError
 
+# No permission, too many open files: this says nothing about the checkpoint.
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -97,8 +100,8 @@ class CheckpointStore:
         except UnknownFormatError:
             raise
         except ModelFileError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno != errno.EIO:
-                raise  # no permission, too many open files: this says nothing about the checkpoint
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NOT_DAMAGE:
+                raise
             return None, [error.message]
         if manifest is None or problems:
             return None, problems

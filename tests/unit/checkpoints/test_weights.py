@@ -201,9 +201,22 @@ def sharded(directory: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     "shard",
-    ["../outside.safetensors", "/tmp/outside.safetensors", "C:\\outside.safetensors", "sub/../../outside.safetensors",
-     "linked.safetensors", "missing.safetensors", "pipe.safetensors", "x.bin", "", 3, None, ".safetensors/x", "a\0.safetensors"],
-)  # fmt: skip
+    [
+        "../outside.safetensors",
+        "/tmp/outside.safetensors",
+        "C:\\outside.safetensors",
+        "sub/../../outside.safetensors",
+        "linked.safetensors",
+        "missing.safetensors",
+        "pipe.safetensors",
+        "x.bin",
+        "",
+        3,
+        None,
+        ".safetensors/x",
+        "a\0.safetensors",
+    ],
+)
 def test_an_index_cannot_lead_out_of_its_directory(tmp_path: Path, shard: object) -> None:
     """Parents, absolute paths, drives, links, pipes and other file types in an index are refused."""
     model = tmp_path / "model"
