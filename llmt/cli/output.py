@@ -94,10 +94,11 @@ class Output:
         if self.quiet and not to_result:
             return
         table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        width = len(header)
         lines = [[Text(safe(cell)) for cell in row] for row in rows]
-        for column in range(width or max((len(line) for line in lines), default=0)):
-            table.add_column(header[column] if header else "", overflow="fold")
+        columns = len(header) or max((len(line) for line in lines), default=0)
+        for column in range(columns):
+            # Only the last column may wrap: it holds the sentences.
+            table.add_column(header[column] if header else "", overflow="fold", no_wrap=column < columns - 1)
         for line in lines:
             table.add_row(*line)
         console = self.out if to_result else self.err

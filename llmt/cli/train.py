@@ -46,13 +46,14 @@ def train(
     """
     asked = _read(out, config, given, sets or (), resume=resume)
     from llmt.checkpoints.lock import output_lock
-    from llmt.training.build import claim_directory, clear_directory, run_directory, with_sources
+    from llmt.training.build import check_device, claim_directory, clear_directory, run_directory, with_sources
 
     asked = with_sources(asked)
     directory = run_directory(asked)
     if plan:
         _show_plan(out, _prepare(out, asked, directory, _base(asked), resume=resume))
         return
+    check_device(asked)
     claim_directory(directory, resume=resume, overwrite=overwrite)
     base = _base(asked) or _first_base(out, asked)
     with output_lock(directory):
@@ -139,10 +140,11 @@ def _show_plan(out: Output, prepared: "Prepared") -> None:
         out.json({"model": model, "data": text, "notes": [*prepared.corpus.notes, *data.notes], **plan.values()})
         return
     out.heading("plan")
-    rows: list[tuple[str, object, str]] = [
-        ("model", model, ""),
-        ("data", text, "; ".join((*prepared.corpus.notes, *data.notes))),
-    ]
+    out.say(f"  model   {model}")
+    out.say(f"  data    {text}")
+    for note in (*prepared.corpus.notes, *data.notes):
+        out.say(f"          {note}")
+    rows: list[tuple[object, ...]] = []
     rows += [
         (line.name, str(line.value).lower() if isinstance(line.value, bool) else line.value, line.reason)
         for line in plan.lines

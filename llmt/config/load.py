@@ -1,5 +1,6 @@
 """defaults < template < file < LLMT_* environment < flags and --set  ->  one frozen configuration."""
 
+import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +55,9 @@ def template_text(name: str) -> str:
     folder, _, stem = name.rpartition("/")
     known = template_names() + [f"tokenizer/{n}" for n in template_names("tokenizer")]
     if name not in known:
-        raise ConfigError([f"{name}: no such template or file"], f"templates: {', '.join(known)}")
+        close = difflib.get_close_matches(name, known, 1)
+        meant = f", did you mean {close[0]}?" if close else ""
+        raise ConfigError([f"{name}: no such template or file{meant}"], f"templates: {', '.join(known)}")
     return (_templates(folder) / f"{stem}.yaml").read_text(encoding="utf-8")
 
 
@@ -112,13 +115,22 @@ def load_run(
         file_values = dict(located.values)
         template = file_values.pop("template", template)
         file_layer = flatten(file_values, located.places, groups)
-    if template is not None:
-        located = strictyaml.load(template_text(str(template)), f"template {template}")
-        layers.append(flatten(located.values, located.places, groups))
+    layers += _template_layers(template, groups)
     layers.append(file_layer)
     layers.append([g for g in read_environment(environ, problems) if not _is_task(g.key)])
     layers.append([*flags, *parse_sets(sets, problems)])
     return merge(TrainConfig, layers, problems)
+
+
+def _template_layers(template: Any, groups: list[str]) -> list[list[Given]]:
+    """The values of a template, after those of the template that it builds on."""
+    layers: list[list[Given]] = []
+    while template is not None:
+        located = strictyaml.load(template_text(str(template)), f"template {template}")
+        values = dict(located.values)
+        template = values.pop("template", None)
+        layers.insert(0, flatten(values, located.places, groups))
+    return layers
 
 
 def load_task(

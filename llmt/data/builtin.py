@@ -139,9 +139,7 @@ def _python_files(folder: Path) -> list[str]:
     files = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in _TEST_FOLDERS | _OPTIONAL_FOLDERS]
-        files += [
-            (Path(root) / name).relative_to(folder).as_posix() for name in names if name.endswith(".py")
-        ]
+        files += [(Path(root) / name).relative_to(folder).as_posix() for name in names if name.endswith(".py")]
     return sorted(set(files) - {"pydoc_data/topics.py"})
 
 

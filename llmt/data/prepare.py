@@ -148,9 +148,7 @@ def _make(
         with staged_directory(directory, extra={"fingerprint": fingerprint}) as staged:
             _fill(staged, config, tokenizer, fingerprint, progress)
             if fingerprint_data(config, tokenizer) != fingerprint:
-                raise DataError(
-                    "data.sources: a file changed while it was read", "start again when it is complete"
-                )
+                raise DataError("data.sources: a file changed while it was read", "start again when it is complete")
     except StorageError:
         # Another process may have published the same shards meanwhile; theirs are as good.
         theirs = open_prepared(directory, fingerprint)

@@ -83,13 +83,9 @@ def _row_text(line: str, place: str, column: str, encoding_errors: EncodingError
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{place}:{error.colno}: not JSON: {error.msg}", "write one object on each line"
-        ) from None
+        raise DataError(f"{place}:{error.colno}: not JSON: {error.msg}", "write one object on each line") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
-        raise DataError(
-            f"{place}: not JSON that can be read: {error}", "write one object on each line"
-        ) from None
+        raise DataError(f"{place}: not JSON that can be read: {error}", "write one object on each line") from None
     if not isinstance(row, dict):
         kind = type(row).__name__
         raise DataError(f"{place}: a {kind} where an object belongs", 'write {"text": "..."} on each line')

@@ -69,18 +69,12 @@ def open_shards(directory: Path, name: str) -> ShardSet:
         ModelFileError: A file is missing, of another format, or not as long as it should be.
     """
     meta = read_json(directory, f"{name}.json")
-    numbers = {
-        key: meta.get(key) for key in ("format", "tokens", "documents", "text_bytes", "vocab_size", "eos")
-    }
+    numbers = {key: meta.get(key) for key in ("format", "tokens", "documents", "text_bytes", "vocab_size", "eos")}
     if meta.get("format") != SHARD_FORMAT or not all(type(value) is int for value in numbers.values()):
-        raise ModelFileError(
-            f"{directory / name}.json: not shards of format {SHARD_FORMAT}", "delete the folder"
-        )
+        raise ModelFileError(f"{directory / name}.json: not shards of format {SHARD_FORMAT}", "delete the folder")
     count = {key: int(str(value)) for key, value in numbers.items()}
     return ShardSet(
-        tokens=_map(
-            directory / f"{name}.tokens.bin", np.dtype(token_dtype(count["vocab_size"])), count["tokens"]
-        ),
+        tokens=_map(directory / f"{name}.tokens.bin", np.dtype(token_dtype(count["vocab_size"])), count["tokens"]),
         offsets=_map(directory / f"{name}.documents.bin", _OFFSET, count["documents"] + 1),
         text_bytes=count["text_bytes"],
         vocab_size=count["vocab_size"],
@@ -116,9 +110,7 @@ class ShardWriter:
         """Itself; the files are open from the start."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Close the files, whether they are complete or not."""
         self._tokens.close()
         self._offsets.close()
@@ -176,9 +168,7 @@ def _map(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
     try:
         found = path.stat().st_size
     except OSError as error:
-        raise ModelFileError(
-            f"{path}: cannot be read: {error.strerror or error}", "delete the folder"
-        ) from error
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}", "delete the folder") from error
     if found != length * dtype.itemsize:
         raise ModelFileError(f"{path}: {found} bytes, not {length * dtype.itemsize}", "delete the folder")
     return np.memmap(path, dtype=dtype, mode="r", shape=(length,))

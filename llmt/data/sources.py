@@ -97,9 +97,7 @@ def fingerprint_sources(sources: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _read_all(
-    sources: Sequence[Source], text_column: str, encoding_errors: EncodingErrors
-) -> Iterator[Document]:
+def _read_all(sources: Sequence[Source], text_column: str, encoding_errors: EncodingErrors) -> Iterator[Document]:
     holds_text: dict[str, bool] = {}
     for source in sources:
         empty = True
@@ -108,9 +106,7 @@ def _read_all(
                 empty = False
                 yield document
         if empty and source.named:
-            raise DataError(
-                f"{source.name}: no text in it, only nothing or white space", "name a file with text"
-            )
+            raise DataError(f"{source.name}: no text in it, only nothing or white space", "name a file with text")
         holds_text[source.origin] = holds_text.get(source.origin, False) or not empty
     for origin, found in holds_text.items():
         if not found:
@@ -170,9 +166,7 @@ def _find_by_pattern(pattern: str) -> list[Source]:
 def _kind(path: Path) -> Kind:
     suffix = path.suffix.lower()
     if suffix in _TABLES | _ARCHIVES | _PAGES | _WEIGHTS:
-        raise DataError(
-            f"{path}: {SUPPORTED}, not {suffix}", "convert it to .jsonl with one text on each line"
-        )
+        raise DataError(f"{path}: {SUPPORTED}, not {suffix}", "convert it to .jsonl with one text on each line")
     return "rows" if suffix in ROW_SUFFIXES else "text"
 
 

@@ -55,9 +55,7 @@ def train_bpe(
         initial_alphabet=BYTE_CHARACTERS,
         show_progress=False,
     )
-    return _train(
-        "bpe", backend, trainer, texts, vocab_size, {"min_frequency": min_frequency, "split": split}
-    )
+    return _train("bpe", backend, trainer, texts, vocab_size, {"min_frequency": min_frequency, "split": split})
 
 
 def train_unigram(
@@ -100,9 +98,7 @@ def _require_size(vocab_size: int, special: int, learnt: int = 0) -> None:
     least = special + len(BYTE_CHARACTERS) + learnt
     if vocab_size < least:
         raise ConfigError(
-            [
-                f"vocab_size {vocab_size}: {special} special tokens, 256 bytes and {learnt} pieces need {least}"
-            ],
+            [f"vocab_size {vocab_size}: {special} special tokens, 256 bytes and {learnt} pieces need {least}"],
             f"ask for at least {least}",
         )
 

@@ -73,9 +73,7 @@ class FastTokenizer(Tokenizer):
         """Ends a document and separates it from the next."""
         token_id = self._ids.get("eos_token")
         if token_id is None:
-            raise ModelFileError(
-                "tokenizer: it names no end-of-text token", f'add "eos_token" to its {CONFIG_FILE}'
-            )
+            raise ModelFileError("tokenizer: it names no end-of-text token", f'add "eos_token" to its {CONFIG_FILE}')
         return token_id
 
     @property
@@ -124,9 +122,7 @@ class FastTokenizer(Tokenizer):
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """For each id of `encode(text)` the characters it covers."""
-        spans: list[tuple[int, int]] = self.backend.encode(
-            well_formed(text), add_special_tokens=False
-        ).offsets
+        spans: list[tuple[int, int]] = self.backend.encode(well_formed(text), add_special_tokens=False).offsets
         return spans
 
     def decode_stream(self, skip_special_tokens: bool = True) -> "FastStream":

@@ -156,9 +156,7 @@ class HFTokenizerWrapper(Tokenizer):
             UsageError: The wrapped tokenizer is written in Python, and does not know.
         """
         if self._backend is None:
-            raise UsageError(
-                "offsets: this tokenizer does not keep them", "use one that has a tokenizer.json"
-            )
+            raise UsageError("offsets: this tokenizer does not keep them", "use one that has a tokenizer.json")
         encoded = self.tokenizer(
             well_formed(text),
             add_special_tokens=False,
@@ -189,9 +187,7 @@ class HFTokenizerWrapper(Tokenizer):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".tmp-tokenizer-", dir=folder) as aside:
                 self.tokenizer.save_pretrained(aside)
-                written = sorted(
-                    Path(aside).iterdir(), key=lambda path: (path.name == TOKENIZER_FILE, path.name)
-                )
+                written = sorted(Path(aside).iterdir(), key=lambda path: (path.name == TOKENIZER_FILE, path.name))
                 for path in written:
                     os.replace(path, folder / path.name)
 

@@ -67,9 +67,7 @@ def inspect_tokenizer(tokenizer: Tokenizer, text: str) -> TokenizerReport:
         characters_per_token=len(clean) / len(ids),
         bytes_per_token=size / len(ids),
         tokens_per_word=len(ids) / words if words else 0.0,
-        unknown_share=ids.count(tokenizer.unk_token_id) / len(ids)
-        if tokenizer.unk_token_id is not None
-        else 0.0,
+        unknown_share=ids.count(tokenizer.unk_token_id) / len(ids) if tokenizer.unk_token_id is not None else 0.0,
         vocabulary_used=len(set(ids)) / tokenizer.vocab_size,
         roundtrip=tokenizer.decode(ids, skip_special_tokens=False) == clean,
         longest=longest,

@@ -40,9 +40,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ModelFileError(
-            f"{folder}: there is no such tokenizer directory", "train one: llmt tokenizer train FILES"
-        )
+        raise ModelFileError(f"{folder}: there is no such tokenizer directory", "train one: llmt tokenizer train FILES")
     if (folder / TOKENIZER_FILE).is_file():
         return _load_fast(folder)
     if any((folder / name).is_file() for name in OTHER_FILES):
@@ -56,9 +54,7 @@ def _load_fast(folder: Path) -> FastTokenizer:
     spec = parse_tokenizer(data, where)
     config = _object(folder / CONFIG_FILE)
     special = _special_tokens(_object(folder / SPECIAL_MAP_FILE) | config)
-    known = {token["content"] for token in spec.get("added_tokens") or ()}.union(
-        _pieces(spec["model"]["vocab"])
-    )
+    known = {token["content"] for token in spec.get("added_tokens") or ()}.union(_pieces(spec["model"]["vocab"]))
     if lost := [token for token in special.values() if token not in known]:
         raise ModelFileError(f"{folder / CONFIG_FILE}: its token {lost[0]!r} is not in {TOKENIZER_FILE}")
     training = _object(folder / TRAINING_FILE) or None

@@ -36,9 +36,7 @@ def train_tokenizer(algo: str, texts: Iterable[str], **options: Any) -> FastToke
         raise UsageError(f"algo {algo!r}: there is no such algorithm", f"choose one of {', '.join(OPTIONS)}")
     known = {name for names in OPTIONS.values() for name in names}
     if unknown := sorted(options.keys() - known):
-        raise UsageError(
-            f"{unknown[0]}: no algorithm has this option", f"options are {', '.join(sorted(known))}"
-        )
+        raise UsageError(f"{unknown[0]}: no algorithm has this option", f"options are {', '.join(sorted(known))}")
     chosen = {name: options[name] for name in OPTIONS[algo] if name in options}
     if algo == "byte":
         from llmt.tokenizers.bpe import train_byte

@@ -121,9 +121,7 @@ def _id_problem(vocab: Mapping[str, int], spec: Mapping[str, Any]) -> str | None
     if len(set(ids)) != len(ids):
         return "an id stands for two tokens"
     if min(ids) < 0 or max(ids) != len(ids) - 1:
-        return (
-            f"the ids of {len(ids)} tokens must be 0 to {len(ids) - 1}, and go from {min(ids)} to {max(ids)}"
-        )
+        return f"the ids of {len(ids)} tokens must be 0 to {len(ids) - 1}, and go from {min(ids)} to {max(ids)}"
     for step in _walk(spec.get("post_processor")):
         if any(number not in range(len(ids)) for number in _processor_ids(step)):
             return "the post-processor adds an id that the vocabulary lacks"
@@ -158,9 +156,7 @@ def _step_problem(spec: Mapping[str, Any]) -> str | None:
             if step["type"] not in allowed:
                 return f"unknown {part} type {step['type']!r}"
             pattern = step.get("pattern")
-            if isinstance(pattern, dict) and any(
-                len(text) > MAX_PATTERN_CHARACTERS for text in pattern.values()
-            ):
+            if isinstance(pattern, dict) and any(len(text) > MAX_PATTERN_CHARACTERS for text in pattern.values()):
                 return f"a pattern in {part} is longer than {MAX_PATTERN_CHARACTERS} characters"
             if step["type"] in ("Replace", "Prepend"):
                 growth *= max(1, len(step.get("content") or step.get("prepend") or ""))

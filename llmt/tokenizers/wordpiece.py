@@ -156,9 +156,7 @@ def _backend(vocab: dict[str, int], prefix: str, max_length: int) -> tokenizers.
         max_input_chars_per_word=max_length,
     )
     backend = tokenizers.Tokenizer(model)
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    )
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return backend
 
 

@@ -77,6 +77,15 @@ def run_directory(config: TrainConfig) -> Path:
     return Path(layout.RUNS_DIRECTORY) / name
 
 
+def check_device(config: TrainConfig) -> None:
+    """Refuse a device that is absent before anything is read or written.
+
+    Raises:
+        DeviceError: It was named and is not here.
+    """
+    choose_device(config.device, inspect_machine())
+
+
 def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
     """Make sure that a run may be written there.
 
