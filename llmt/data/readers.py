@@ -100,7 +100,7 @@ def _row_text(line: str, place: str, column: str, encoding_errors: EncodingError
 
 
 def _without_surrogates(text: str, place: str, encoding_errors: EncodingErrors) -> str:
-    """JSON can spell half of a character (`\\ud800`), which no UTF-8 text can hold."""
+    """JSON can spell half of a character (an escaped `d800`), which no UTF-8 text can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llmt.checkpoints.atomic import staged_directory
 from llmt.errors import BusyOutputError, ModelFileError
-from llmt.models.load import load_model, write_model
+from llmt.models.load import load_model
 from llmt.models.lora import load_adapter
 from llmt.models.open import base_of, is_adapter
 from llmt.tokenizers.load import load_tokenizer
@@ -40,5 +40,5 @@ def merge_adapter(adapter: Path, *, base: Path | None, output: Path, max_shard_s
     if output.exists():
         shutil.rmtree(output)
     with staged_directory(output, extra={}) as staged:
-        write_model(staged, model, token_ids=ids, max_shard_size=max_shard_size)
+        model.write(staged, token_ids=ids, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(staged.path)

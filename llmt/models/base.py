@@ -9,8 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmt.checkpoints import layout
+from llmt.checkpoints.atomic import StagedDirectory, staged_directory
+from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE
+from llmt.checkpoints.weights import save_weights
 from llmt.models.cache import KeyValueCache
 from llmt.models.loss import TokenLoss, token_loss
+from llmt.units import parse_size
 
 
 class BaseLanguageModel(nn.Module, ABC):
@@ -76,7 +81,6 @@ class BaseLanguageModel(nn.Module, ABC):
         directory: str | Path,
         max_shard_size: int | str = "5GB",
         *,
-        weights: Mapping[str, Tensor] | None = None,
         token_ids: Mapping[str, int | None] | None = None,
     ) -> Path:
         """Write a model directory that `AutoModelForCausalLM` opens, whole or not at all.
@@ -84,12 +88,39 @@ class BaseLanguageModel(nn.Module, ABC):
         Args:
             directory: Where; must not exist yet.
             max_shard_size: Largest file, in bytes or as text.
-            weights: Tensors to write instead of the module's own, such as fp32 masters.
             token_ids: `bos_token_id`, `eos_token_id` and `pad_token_id` of the tokenizer.
+
+        Raises:
+            StorageError: The directory exists, or the disk refused.
+        """
+        path = Path(directory)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staged_directory(path, extra={}) as staged:
+            self.write(staged, token_ids=token_ids, max_shard_size=parse_size(max_shard_size))
+        return path
+
+    def write(
+        self,
+        staged: StagedDirectory,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        token_ids: Mapping[str, int | None] | None = None,
+        max_shard_size: int = DEFAULT_SHARD_SIZE,
+    ) -> None:
+        """Write `config.json`, `generation_config.json` and the weights into a directory being filled.
+
+        Args:
+            staged: Where.
+            weights: Tensors to write instead of the module's own, such as fp32 masters.
+            token_ids: Special ids of the tokenizer; a name without an id is not written.
+            max_shard_size: Largest file in bytes.
 
         Raises:
             StorageError: The disk refused.
         """
-        from llmt.models.load import save_model
-
-        return save_model(self, Path(directory), max_shard_size, weights=weights, token_ids=token_ids)
+        tensors = {**self.weights(), **(weights or {})}
+        ids = {name: value for name, value in (token_ids or {}).items() if value is not None}
+        dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        staged.write_json(layout.CONFIG_FILE, {**self.model_config(), **ids, "dtype": dtype})
+        staged.write_json(layout.GENERATION_CONFIG, {"do_sample": True, **ids})
+        save_weights(staged, tensors, max_shard_size=max_shard_size)

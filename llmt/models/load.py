@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from llmt.checkpoints import layout
-from llmt.checkpoints.atomic import StagedDirectory, staged_directory
-from llmt.checkpoints.weights import load_weights, save_weights
+from llmt.checkpoints.weights import load_weights
 from llmt.errors import MismatchError, ModelFileError
 from llmt.models.base import BaseLanguageModel
 from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.llama import is_llama, parse_llama_config
 from llmt.models.transformer import TransformerLM
-from llmt.units import parse_size
 
 TIED_HEAD = "lm_head.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -65,50 +63,6 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ModelFileError(f"{path}: is not a mapping", "download the model again")
     return values
-
-
-def save_model(
-    model: BaseLanguageModel,
-    directory: Path,
-    max_shard_size: int | str,
-    *,
-    weights: Mapping[str, Tensor] | None,
-    token_ids: Mapping[str, int | None] | None,
-) -> Path:
-    """Write a model directory, whole or not at all; see `BaseLanguageModel.save_pretrained`.
-
-    Raises:
-        StorageError: The directory exists, or the disk refused.
-    """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with staged_directory(directory, extra={}) as staged:
-        write_model(staged, model, weights=weights, token_ids=token_ids, max_shard_size=parse_size(max_shard_size))
-    return directory
-
-
-def write_model(
-    staged: StagedDirectory,
-    model: BaseLanguageModel,
-    *,
-    weights: Mapping[str, Tensor] | None = None,
-    token_ids: Mapping[str, int | None] | None = None,
-    max_shard_size: int = 5_000_000_000,
-) -> None:
-    """Write `config.json`, `generation_config.json` and the weights into a directory being filled.
-
-    Args:
-        staged: Where.
-        model: Its configuration, and its weights where none are given.
-        weights: Tensors to write instead of the module's own.
-        token_ids: `bos_token_id`, `eos_token_id` and `pad_token_id`; a name that is absent is not written.
-        max_shard_size: Largest file in bytes.
-    """
-    tensors = model.weights() if weights is None else {**model.weights(), **weights}
-    ids = {name: value for name, value in (token_ids or {}).items() if value is not None}
-    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    staged.write_json(layout.CONFIG_FILE, {**model.model_config(), **ids, "dtype": dtype})
-    staged.write_json(layout.GENERATION_CONFIG, {"do_sample": True, **ids})
-    save_weights(staged, tensors, max_shard_size=max_shard_size)
 
 
 def _check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], directory: Path) -> None:

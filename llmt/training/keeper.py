@@ -17,7 +17,6 @@ from llmt.checkpoints.weights import load_tensors, load_weights, save_tensors
 from llmt.config.load import dump_config
 from llmt.config.run import TrainConfig
 from llmt.models.base import BaseLanguageModel
-from llmt.models.load import write_model
 from llmt.models.lora import LoraModel, write_adapter
 from llmt.system.plan import RunPlan
 from llmt.tokenizers.base import Tokenizer
@@ -87,7 +86,7 @@ class RunKeeper:
             assert self._base is not None
             write_adapter(staged, self._model, self._base)
             return
-        write_model(staged, self._model, weights=masters, token_ids=token_ids(self._tokenizer))
+        self._model.write(staged, weights=masters, token_ids=token_ids(self._tokenizer))
 
     def log(self, report: StepReport) -> None:
         """Add a line to `metrics.jsonl`."""
