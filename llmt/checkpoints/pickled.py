@@ -216,8 +216,7 @@ def _read_directory(file: FileIO, path: Path) -> dict[str, ZipMember]:
         name, parts = entry.filename, entry.filename.split("/")
         if ".." in parts or "\\" in name or name.startswith("/") or name in members:
             raise _damaged(path, f"the member {shown(name)} is named twice or leaves the archive")
-        packed = entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size
-        if packed or entry.flag_bits & 1:
+        if _is_packed(entry):
             raise _damaged(path, f"the member {shown(name)} is compressed; torch.save never does that")
         begin = _data_begin(file, entry.header_offset, path)
         if entry.header_offset < end or begin + entry.file_size > file_size(file):
@@ -225,6 +224,12 @@ def _read_directory(file: FileIO, path: Path) -> dict[str, ZipMember]:
         end = begin + entry.file_size
         members[name] = ZipMember(name, begin, entry.file_size, entry.CRC)
     return members
+
+
+def _is_packed(entry: zipfile.ZipInfo) -> bool:
+    """Compressed or encrypted."""
+    stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
+    return not stored or bool(entry.flag_bits & 1)
 
 
 def _data_begin(file: FileIO, offset: int, path: Path) -> int:

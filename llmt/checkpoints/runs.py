@@ -104,12 +104,7 @@ def resolve_model_directory(path: Path, root: Path = Path(layout.RUNS_DIRECTORY)
         pickled = path.suffix in (".pt", ".pth", ".bin")
         hint = f"llmt convert {path}" if pickled else "name the directory that holds config.json"
         raise ModelFileError(f"{path}: is a file, a model directory was expected", hint)
-    if (path / layout.MANIFEST).exists():
-        verify_manifest(path, contents=False)
-    elif (path / layout.RUN_CONFIG).exists():
-        steps = CheckpointStore(path).steps()
-        hint = f"use {path / layout.checkpoint_name(steps[-1])}, or resume the run" if steps else _suggest(root)
-        raise ModelFileError(f"{path}: the run is not finished, so it has no model yet", hint)
+    _require_finished(path, root)
     full = (layout.CONFIG_FILE, (layout.MODEL_FILE, layout.MODEL_INDEX))
     adapter = (layout.ADAPTER_CONFIG, (layout.ADAPTER_MODEL,))
     for config, weights in (full, adapter):
@@ -118,6 +113,16 @@ def resolve_model_directory(path: Path, root: Path = Path(layout.RUNS_DIRECTORY)
     if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
         raise ModelFileError(f"{path}: holds PyTorch files, no {layout.MODEL_FILE}", f"llmt convert {path}")
     raise ModelFileError(f"{path}: has no {layout.CONFIG_FILE} and {layout.MODEL_FILE}", _suggest(root))
+
+
+def _require_finished(path: Path, root: Path) -> None:
+    """A manifest fits its files; a run without one is not finished."""
+    if (path / layout.MANIFEST).exists():
+        verify_manifest(path, contents=False)
+    elif (path / layout.RUN_CONFIG).exists():
+        steps = CheckpointStore(path).steps()
+        hint = f"use {path / layout.checkpoint_name(steps[-1])}, or resume the run" if steps else _suggest(root)
+        raise ModelFileError(f"{path}: the run is not finished, so it has no model yet", hint)
 
 
 def _suggest(root: Path) -> str:

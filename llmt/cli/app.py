@@ -2,7 +2,9 @@
 
 import os
 import sys
+import tempfile
 import traceback
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -65,6 +67,7 @@ def root(
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    sys.excepthook = _report_bug
     sys.exit(run(sys.argv[1:]))
 
 
@@ -78,35 +81,41 @@ def run(arguments: list[str]) -> int:
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="llmt", standalone_mode=False, obj=out)
         return code if isinstance(code, int) else 0
-    except LlmtError as error:
-        return _refuse(out, error)
-    except typer.TyperException as error:
-        return _refuse(out, _usage_error(error))
-    except typer.Abort:
-        return 130
-    except KeyboardInterrupt:
-        return _refuse(out, Interrupted("stopped before anything was saved", "", 2))
     except BrokenPipeError:
         # The reader went away; a second flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except MemoryError:
-        return _refuse(out, OutOfMemoryError("memory ran out", "a smaller --batch-size or --block-size"))
-    except ModuleNotFoundError as error:
-        return _refuse(out, MissingPackageError((error.name or "").partition(".")[0], str(error)))
-    except OSError as error:
-        return _refuse(out, StorageError(f"{error.filename or 'file system'}: {error.strerror}", "check the path"))
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "out of memory" in str(error) or "can't allocate" in str(error):
-            return _refuse(out, OutOfMemoryError("memory ran out", "a smaller --batch-size or --block-size"))
-        raise
+    except _EXPECTED as error:
+        known = _as_llmt_error(error)
+        if known is None:
+            raise
+        if out.debug:
+            traceback.print_exc()
+        out.error(known)
+        return known.exit_code
 
 
-def _refuse(out: Output, error: LlmtError) -> int:
-    if out.debug:
-        traceback.print_exc()
-    out.error(error)
-    return error.exit_code
+_EXPECTED = (
+    LlmtError, typer.TyperException, typer.Abort, KeyboardInterrupt, MemoryError, ImportError, OSError, RuntimeError,
+)  # fmt: skip
+_NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
+
+
+def _as_llmt_error(error: BaseException) -> LlmtError | None:
+    """What an error means to the one who typed; None for a bug."""
+    if isinstance(error, LlmtError):
+        return error
+    if isinstance(error, typer.TyperException):
+        return _usage_error(error)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Interrupted("stopped before anything was saved", "", 2)
+    if isinstance(error, ImportError):
+        return MissingPackageError((error.name or "").partition(".")[0], str(error))
+    if isinstance(error, OSError):
+        return StorageError(f"{error.filename or 'file system'}: {error.strerror}", "check the path")
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        return OutOfMemoryError("memory ran out", "a smaller --batch-size or --block-size")
+    return None
 
 
 def _usage_error(error: Any) -> UsageError:
@@ -114,3 +123,14 @@ def _usage_error(error: Any) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "llmt"
     return UsageError(error.format_message().rstrip("."), f"{path} --help")
+
+
+def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Two lines for an error that nobody foresaw; its traceback goes to a file, with --debug to the terminal too."""
+    lines = traceback.format_exception(kind, error, trace)
+    with tempfile.NamedTemporaryFile("w", prefix="llmt-crash-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.writelines(lines)
+    out = Output(debug="--debug" in sys.argv)
+    if out.debug:
+        sys.stderr.writelines(lines)
+    out.error(LlmtError(f"a bug in llmt: {kind.__name__}: {error}", f"report it with {file.name}"))

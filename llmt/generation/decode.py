@@ -37,11 +37,12 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     ids = input_ids[:, -model.context_length :].to(model.device)
     finished = torch.zeros(ids.shape[0], dtype=torch.bool)
-    reader = _Reader(model, ids.shape[0])
+    room = min(ids.shape[1] + max_new_tokens, model.context_length)
+    reader = _Reader(model, ids.shape[0], room)
     for _ in range(max_new_tokens):
         if ids.shape[1] > model.context_length:
             ids = ids[:, -max(model.context_length // 2, 1) :]
-            reader = _Reader(model, ids.shape[0])
+            reader = _Reader(model, ids.shape[0], room)
         drawn = sample(reader.logits(ids), ids, sampling, generator)
         if stop_id is not None:
             drawn = torch.where(finished, stop_id, drawn)
@@ -53,11 +54,11 @@ def generate(
 
 
 class _Reader:
-    """The logits after a growing text; what was read before comes from the cache."""
+    """The logits after a text that grows to `length` tokens; what was read before comes from the cache."""
 
-    def __init__(self, model: BaseLanguageModel, batch_size: int) -> None:
+    def __init__(self, model: BaseLanguageModel, batch_size: int, length: int) -> None:
         self._model = model
-        self._cache = model.new_cache(batch_size, model.context_length)
+        self._cache = model.new_cache(batch_size, length)
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:

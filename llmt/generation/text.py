@@ -50,7 +50,10 @@ def stream_text(
     ):
         token = int(drawn[0])
         if token == tokenizer.eos_token_id:
-            return
+            break
         piece = stream.step(token)
         if piece:
             yield piece
+    rest = stream.flush()
+    if rest:
+        yield rest

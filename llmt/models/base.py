@@ -67,6 +67,10 @@ class BaseLanguageModel(nn.Module, ABC):
         """Every tensor to save, under the names of the transformers library."""
         return dict(self.state_dict())
 
+    def saved_name(self, parameter: str) -> str:
+        """The name that `weights` has for a name of `named_parameters`."""
+        return parameter
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -51,7 +51,9 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
                 f"{directory}: {len(missing)} tensors are missing, first {missing[0]}", "download again"
             )
         self.vocab_size = self.inner.config.vocab_size
-        self.context_length = int(self.inner.config.to_dict().get("max_position_embeddings") or 2048)
+        # Older architectures call it otherwise: GPT-2 says n_positions.
+        name = self.inner.config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+        self.context_length = int(self.inner.config.to_dict().get(name) or 2048)
 
     def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """`(B, T)` token ids to `(B, T, D)` final hidden states."""
@@ -80,6 +82,10 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         """The `config.json` it came with."""
         values: dict[str, Any] = self.inner.config.to_dict()
         return values
+
+    def saved_name(self, parameter: str) -> str:
+        """The name without that of the attribute which holds the model here."""
+        return parameter.removeprefix("inner.")
 
     def weights(self) -> dict[str, Tensor]:
         """Every tensor to save, under its own name; a tied head is left out."""

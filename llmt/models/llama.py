@@ -45,6 +45,7 @@ def is_llama(values: Mapping[str, Any]) -> bool:
     head_dim = values.get("head_dim") or values.get("hidden_size", 0) // heads
     return (
         values.get("model_type") in LLAMA_TYPES
+        and "auto_map" not in values
         and values.get("hidden_act", "silu") == "silu"
         and not values.get("attention_bias")
         and not values.get("mlp_bias")

@@ -129,8 +129,7 @@ class Optimizer:
             if name not in owners:
                 raise MismatchError(f"{key}: no such trained tensor", "resume with the same optimizer and adapter")
             optimizer, weight = owners[name]
-            kept = value.clone() if entry == "step" else value.to(weight.master.device, copy=True)
-            optimizer.state[weight.master][entry] = kept
+            optimizer.state[weight.master][entry] = value.to(weight.master.device, copy=True)
 
     def _entries(self) -> Iterator[tuple[str, str, Tensor]]:
         for group in self.groups:

@@ -9,14 +9,17 @@ from llmt.errors import DivergedError
 from llmt.training.optim import Optimizer
 
 CHECKED_STEPS = 2
-"""Steps with a rate above zero that are watched: one half of a fresh adapter has no gradient in the first."""
+"""Steps that are watched: one half of a fresh adapter has no gradient in the first."""
+
+WATCHED_RATE = 1e-6
+"""Steps with a lower rate are not watched: rounding to fp32 may swallow what they change."""
 
 
 def check_coverage(model: nn.Module, optimizer: Optimizer) -> None:
     """Every trainable tensor is in exactly one group.
 
     Raises:
-        DivergedError: One is missing, or moved twice; names it.
+        DivergedError: One is missing, moved twice, or has a learning rate of zero; names it.
     """
     grouped = [w.name for group in optimizer.groups for w in group.weights]
     for name, parameter in model.named_parameters():
@@ -25,8 +28,9 @@ def check_coverage(model: nn.Module, optimizer: Optimizer) -> None:
             raise DivergedError(f"{name}: in {times} optimizer groups", "report this with your configuration")
     if not grouped:
         raise DivergedError("no tensor is trainable", "check lora.target_modules")
-    if all(group.peak == 0 for group in optimizer.groups):
-        raise DivergedError("every learning rate is zero", "llmt train --learning-rate 3e-3")
+    still = next((group.weights[0].name for group in optimizer.groups if group.peak == 0), None)
+    if still is not None:
+        raise DivergedError(f"{still}: its learning rate is zero", "llmt train --learning-rate 3e-3")
 
 
 def check_finite(step: int, loss: float, grad_norm: float, weights: Optimizer) -> None:
@@ -43,6 +47,19 @@ def check_finite(step: int, loss: float, grad_norm: float, weights: Optimizer) -
     what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient norm became {grad_norm}"
     where = f", first bad tensor {bad}" if bad else ""
     raise DivergedError(f"{what} at step {step}{where}", "lower training.learning_rate or lengthen the warm-up")
+
+
+def check_weights(step: int, optimizer: Optimizer) -> None:
+    """What would be saved holds numbers only: the last update before a checkpoint may have overflowed.
+
+    Raises:
+        DivergedError: It does not; names the step and the first bad tensor.
+    """
+    for name, tensor in (optimizer.masters() | optimizer.state()).items():
+        if not bool(tensor.isfinite().all()):
+            raise DivergedError(
+                f"{name} is not finite after step {step}", "lower training.learning_rate or lengthen the warm-up"
+            )
 
 
 class ChangeWatch:

@@ -18,7 +18,7 @@ from llmt.models.base import BaseLanguageModel
 from llmt.system.memory import process_memory
 from llmt.training.optim import Optimizer
 from llmt.training.report import StepReport
-from llmt.training.sanity import ChangeWatch, check_coverage, check_finite
+from llmt.training.sanity import WATCHED_RATE, ChangeWatch, check_coverage, check_finite, check_weights
 from llmt.training.schedule import Schedule
 from llmt.training.state import RunState
 
@@ -133,7 +133,7 @@ class Trainer:
                 begun = time.monotonic()
                 window = [next(batches) for _ in range(self.limits.accumulation)]
                 loss, norm, rate = self._step(window)
-                if watch is not None and rate > 0 and not watch.after_step():
+                if watch is not None and rate >= WATCHED_RATE and not watch.after_step():
                     watch = None
                 now = time.monotonic()
                 tokens = sum(batch.tokens for batch in window)
@@ -224,6 +224,7 @@ class Trainer:
         return report
 
     def _save(self) -> Path:
+        check_weights(self.state.step, self.optimizer)
         self._saved_step = self.state.step
         return self.keeper.save(self.state.advance(fingerprint=self.fingerprint), self.optimizer)
 

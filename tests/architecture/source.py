@@ -66,9 +66,8 @@ def _imports(body: list[ast.stmt], *, lazy: bool) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import in line {node.lineno}"
             yield Import(node.module or "", node.lineno, lazy)
-        inner = isinstance(node, ast.FunctionDef) or (
-            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        )
+        for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        inner = isinstance(node, ast.FunctionDef) or for_types
         for field in ("body", "orelse", "finalbody"):
             yield from _imports(getattr(node, field, []), lazy=lazy or inner)
         for handler in getattr(node, "handlers", []):

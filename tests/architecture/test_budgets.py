@@ -3,6 +3,7 @@
 import ast
 import re
 import statistics
+from collections.abc import Iterator
 
 import pytest
 from source import Module, modules
@@ -12,17 +13,20 @@ FUNCTION_LINES = 60
 COMPLEXITY = 12
 PARAMETERS = 8
 
-MORE_PARAMETERS: dict[str, str] = {
-    "llmt.config.tasks": "no function",
+MORE_COMPLEX = {
+    "llmt.tokenizers.bytelevel._model_is_lossless": "one conjunction of the conditions under which every byte comes back",
 }
+"""Function -> why its branches stand together."""
 
 
 def _complexity(function: ast.FunctionDef) -> int:
-    branches = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.comprehension, ast.match_case, ast.Assert)
+    """McCabe's number: one, and one more for each branch, conditions inside expressions included."""
+    branches = (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.match_case)
     count = 1
     for node in ast.walk(function):
         count += isinstance(node, branches)
         count += len(node.values) - 1 if isinstance(node, ast.BoolOp) else 0
+        count += len(node.ifs) if isinstance(node, ast.comprehension) else 0
     return count
 
 
@@ -34,13 +38,14 @@ def test_a_module_fits_on_a_few_screens(module: Module) -> None:
 
 @pytest.mark.parametrize("module", modules(), ids=lambda m: m.name)
 def test_functions_are_small(module: Module) -> None:
-    """At most 60 lines of code, 8 parameters and 20 branches, expressions included."""
+    """At most 60 lines of code, 8 parameters and a McCabe number of 12."""
     for function in module.functions():
         where = f"{module.name}:{function.lineno} {function.name}"
         assert module.code_lines(function) <= FUNCTION_LINES, where
         arguments = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
         assert len([a for a in arguments if a not in ("self", "cls")]) <= PARAMETERS, where
-        assert _complexity(function) <= COMPLEXITY + 8, where
+        if f"{module.name}.{function.name}" not in MORE_COMPLEX:
+            assert _complexity(function) <= COMPLEXITY, where
 
 
 def test_the_median_module_is_short() -> None:
@@ -53,7 +58,7 @@ def test_nothing_forbidden_is_written() -> None:
     forbidden = {
         r"except\s*:|except (Base)?Exception\b": "a broad except",
         r"getattr\(\s*config\b": "doubt about the configuration",
-        r"pickle\.load|torch\.load\(|yaml\.(unsafe_)?load\(|\beval\(|\bexec\(": "code from a file",
+        r"pickle\.load|torch\.load\(|\byaml\.(unsafe_)?load\(|\beval\(|\bexec\(": "code from a file",
         r"trust_remote_code\s*=\s*True": "remote code",
         r"TODO|FIXME|XXX": "work left undone",
     }
@@ -70,15 +75,21 @@ def test_nothing_forbidden_is_written() -> None:
 
 
 def test_everything_public_is_documented_and_typed() -> None:
-    """Every module, public class and public function has a docstring, and every function is annotated in full."""
+    """Every module, public class, method and function has a docstring, and every function is annotated."""
     for module in modules():
         assert ast.get_docstring(module.tree), module.name
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
-                nested = any(node in ast.walk(outer) and node is not outer for outer in module.functions())
-                assert nested or ast.get_docstring(node), f"{module.name}:{node.lineno} {node.name}"
+        for name, node in _public(module.tree.body, module.name):
+            assert ast.get_docstring(node), f"{name}, line {node.lineno}"
         for function in module.functions():
             assert function.returns is not None, f"{module.name}:{function.lineno} {function.name}"
+
+
+def _public(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef]]:
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            yield f"{prefix}.{node.name}", node
+            if isinstance(node, ast.ClassDef):
+                yield from _public(node.body, f"{prefix}.{node.name}")
 
 
 def test_the_terminal_is_a_thin_layer() -> None:
