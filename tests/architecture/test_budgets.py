@@ -14,7 +14,7 @@ COMPLEXITY = 12
 PARAMETERS = 8
 
 MORE_COMPLEX = {
-    "llmt.tokenizers.bytelevel._model_is_lossless": "one conjunction of the conditions under which every byte comes back",
+    "llmt.tokenizers.bytelevel._model_is_lossless": "one conjunction: when does every byte come back",
 }
 """Function -> why its branches stand together."""
 
