@@ -11,7 +11,8 @@ import typer
 
 from llmt.cli import config, convert, doctor, evaluate, generate, tokenizer, train
 from llmt.cli.options import CONTEXT
-from llmt.cli.output import Output
+from llmt.cli.output import Output, give_up_broken_streams
+from llmt.cli.signals import raise_on_signals, signal_number
 from llmt.errors import (
     Interrupted,
     LlmtError,
@@ -68,7 +69,10 @@ def root(
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     sys.excepthook = _report_bug
-    sys.exit(run(sys.argv[1:]))
+    raise_on_signals()
+    code = run(sys.argv[1:])
+    give_up_broken_streams()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -80,10 +84,9 @@ def run(arguments: list[str]) -> int:
     out = Output()
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="llmt", standalone_mode=False, obj=out)
+        out.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
-        # The reader went away; a second flush at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except _EXPECTED as error:
         known = _as_llmt_error(error)
@@ -108,11 +111,11 @@ def _as_llmt_error(error: BaseException) -> LlmtError | None:
     if isinstance(error, typer.TyperException):
         return _usage_error(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return Interrupted("stopped before anything was saved", "", 2)
+        return Interrupted("stopped, and nothing new was saved", "the same command starts again", signal_number(error))
     if isinstance(error, ImportError):
         return MissingPackageError((error.name or "").partition(".")[0], str(error))
     if isinstance(error, OSError):
-        return StorageError(f"{error.filename or 'file system'}: {error.strerror}", "check the path")
+        return StorageError(f"{error.filename or 'file system'}: {error.strerror or error}", "check the path")
     if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
         return OutOfMemoryError("memory ran out", "a smaller --batch-size or --block-size")
     return None

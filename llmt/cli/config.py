@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from llmt.cli.options import CONTEXT, with_settings
+from llmt.cli.options import CONTEXT, load_asked, with_settings
 from llmt.cli.output import Output
+from llmt.config.base import Section
 from llmt.config.fields import walk_fields
 from llmt.config.layers import Given
-from llmt.config.load import dump_config, find_source, load_run, plain, template_names, template_text
+from llmt.config.load import dump_config, plain, template_names, template_text
 from llmt.config.run import TrainConfig
 
 app = typer.Typer(help="Settings: what they are and where they come from.", context_settings=CONTEXT)
@@ -32,8 +33,7 @@ def show(
     origin: Annotated[bool, typer.Option("--origin", help="Say of every value where it was set.")] = False,
 ) -> None:
     """Print the whole configuration of a training run, as YAML that `llmt train` reads."""
-    lora = any(g.key == "lora.enabled" and g.value for g in given)
-    loaded = load_run(find_source(config, lora=lora), flags=given, sets=sets or ())
+    _, loaded = load_asked(config, given, sets or ())
     if out.as_json:
         out.json({"config": plain(loaded.config.model_dump()), "origins": loaded.origins})
     elif origin:
@@ -49,19 +49,31 @@ def show(
 
 
 @app.command("schema", context_settings=CONTEXT)
-def schema() -> None:
+@with_settings(Section)
+def schema(out: Output, given: list[Given]) -> None:
     """Print the JSON schema of the configuration."""
-    typer.echo(json.dumps(TrainConfig.model_json_schema(), indent=2))
+    if out.as_json:
+        out.json(TrainConfig.model_json_schema())
+    else:
+        typer.echo(json.dumps(TrainConfig.model_json_schema(), indent=2))
 
 
 @app.command("template", context_settings=CONTEXT)
+@with_settings(Section)
 def template(
+    out: Output,
+    given: list[Given],
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of a template; none lists them.")] = None,
 ) -> None:
     """Print a template, to be changed and trained with."""
     if name is None:
         names = template_names() + [f"tokenizer/{n}" for n in template_names("tokenizer")]
-        typer.echo("\n".join(names))
+        if out.as_json:
+            out.json({"templates": names})
+        else:
+            typer.echo("\n".join(names))
+    elif out.as_json:
+        out.json({"name": name, "text": template_text(name)})
     else:
         typer.echo(template_text(name), nl=False)
 

@@ -108,7 +108,7 @@ def merge_lora(
     from llmt.export.merge import merge_adapter
 
     settings = load_task("merge_lora", MergeSettings, flags=given).config
-    target = Path(settings.output_dir or f"{adapter.rstrip('/')}-merged")
+    target = Path(settings.output_dir or f"{Path(adapter)}-merged")
     merge_adapter(
         Path(adapter),
         base=None if settings.base is None else Path(settings.base),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmt.cli.opening import open_with_tokenizer
 from llmt.cli.options import with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import progress_bar
@@ -13,7 +14,7 @@ from llmt.config.data import DataConfig
 from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, cache_directory, load_run, load_task
 from llmt.config.tasks import EvalSettings
-from llmt.errors import MismatchError, ModelFileError
+from llmt.errors import ModelFileError
 
 if TYPE_CHECKING:
     from llmt.data.shards import ShardSet
@@ -30,21 +31,10 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
     settings = load_task("eval", EvalSettings, flags=given).config
     from llmt.data.loader import count_blocks, evaluation_batches
     from llmt.evaluation.perplexity import evaluate as measure
-    from llmt.models.open import open_model
-    from llmt.system.machine import inspect_machine
-    from llmt.system.plan import choose_device
-    from llmt.tokenizers.load import load_tokenizer
 
-    device, _ = choose_device(settings.device, inspect_machine())
-    adapter = None if settings.adapter is None else Path(settings.adapter)
-    loaded, directory = open_model(Path(model), adapter, device.kind)
-    tokenizer = load_tokenizer(directory)
-    if tokenizer.vocab_size > loaded.vocab_size:
-        raise MismatchError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size:,} ids, the model {loaded.vocab_size:,}",
-            "use the tokenizer that the model was trained with",
-        )
-    shards, source = _held_out(settings, directory, tokenizer)
+    opened = open_with_tokenizer(model, settings.adapter, settings.device)
+    loaded, directory = opened.model, opened.directory
+    shards, source = _held_out(settings, directory, opened.tokenizer)
     size = settings.block_size or min(loaded.context_length, _trained_length(directory) or loaded.context_length)
     blocks = count_blocks(shards, size)
     batches = evaluation_batches(shards, size, settings.batch_size)
@@ -58,7 +48,7 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
             text_bytes=shards.text_bytes if whole else 0,
             progress=lambda tokens: bar.update(tokens, shards.targets),
         )
-    values = {**report.values(), "data": source, "block_size": size, "device": device.kind}
+    values = {**report.values(), "data": source, "block_size": size, "device": opened.device}
     if settings.output is not None:
         _write(Path(settings.output), values)
     if out.as_json:

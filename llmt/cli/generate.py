@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llmt.cli.opening import open_with_tokenizer
 from llmt.cli.options import with_settings
 from llmt.cli.output import Output
 from llmt.config.layers import Given
@@ -30,21 +31,14 @@ def generate(out: Output, given: list[Given], model: Model) -> None:
         raise UsageError(f"--output {settings.output}: its directory does not exist", "make it first")
     from llmt.generation.sampling import Sampling
     from llmt.generation.text import stream_text
-    from llmt.models.open import open_model
-    from llmt.system.machine import inspect_machine
-    from llmt.system.plan import choose_device
-    from llmt.tokenizers.load import load_tokenizer
 
-    device, _ = choose_device(settings.device, inspect_machine())
-    adapter = None if settings.adapter is None else Path(settings.adapter)
-    loaded, directory = open_model(Path(model), adapter, device.kind)
-    tokenizer = load_tokenizer(directory)
+    opened = open_with_tokenizer(model, settings.adapter, settings.device)
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty)
     written: list[dict[str, str]] = []
-    for prompt in prompts:
+    for prompt in prompts or [_piped()]:
         for number in range(settings.num_return_sequences):
             pieces = stream_text(
-                loaded, tokenizer, prompt, sampling,
+                opened.model, opened.tokenizer, prompt, sampling,
                 max_new_tokens=settings.max_new_tokens, seed=settings.seed + number,
             )  # fmt: skip
             written.append({"prompt": prompt, "text": _show(out, prompt, pieces)})
@@ -58,7 +52,7 @@ def generate(out: Output, given: list[Given], model: Model) -> None:
 
 
 def _prompts(settings: GenerateSettings) -> list[str]:
-    """Every prompt, in order; one empty prompt where there is none."""
+    """Every prompt that was named, in order."""
     prompts = list(settings.prompt)
     if settings.prompts_file is not None:
         try:
@@ -70,10 +64,15 @@ def _prompts(settings: GenerateSettings) -> list[str]:
                 f"--prompts-file {settings.prompts_file}: not UTF-8 at byte {error.start}", "save it as UTF-8"
             ) from None
         prompts += [line for line in text.splitlines() if line]
-    if not prompts and sys.stdin is not None and not sys.stdin.isatty():
-        piped = sys.stdin.read()
-        prompts = [piped.rstrip("\n")] if piped.strip() else []
-    return prompts or [""]
+    return prompts
+
+
+def _piped() -> str:
+    """The prompt in standard input where that is a pipe or a file; else none, and the model begins."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    piped = sys.stdin.read()
+    return piped.rstrip("\n") if piped.strip() else ""
 
 
 def _show(out: Output, prompt: str, pieces: Iterator[str]) -> str:

@@ -1,7 +1,7 @@
 """Settings -> command-line options: name, help, type and default of a flag are read from its field."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Annotated, Any
 
@@ -11,7 +11,8 @@ from llmt.cli.output import Output
 from llmt.config.aliases import ALIASES
 from llmt.config.base import Section
 from llmt.config.fields import Field, walk_fields
-from llmt.config.layers import Given
+from llmt.config.layers import Given, Loaded
+from llmt.config.load import ConfigSource, find_source, load_run
 from llmt.config.run import TrainConfig
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
@@ -50,6 +51,22 @@ _OUTPUT = (
     _switch("as_json", Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]),
     _switch("debug", Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]),
 )
+
+
+def load_asked(
+    argument: str | None, given: Sequence[Given], sets: Sequence[str]
+) -> tuple[ConfigSource, Loaded[TrainConfig]]:
+    """The configuration that was typed; where none is named, that of an adapter if one is asked for anywhere.
+
+    Raises:
+        ConfigError: Every problem at once.
+    """
+    source = find_source(argument)
+    loaded = load_run(source, flags=given, sets=sets)
+    if argument is None and loaded.config.lora.enabled:
+        source = find_source(None, lora=True)
+        loaded = load_run(source, flags=given, sets=sets)
+    return source, loaded
 
 
 def flag_name(path: str) -> str:

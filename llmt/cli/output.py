@@ -4,8 +4,10 @@ Results go to stdout, everything else to stderr. Text from outside is never mark
 characters are shown, not sent.
 """
 
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from llmt.errors import ConfigError, LlmtError
+
+PIPE_WIDTH = 100_000
+"""Characters of a table's row where no terminal limits it."""
 
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
 
@@ -36,8 +41,38 @@ def _spell(char: str) -> str:
     return f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"
 
 
-def _console(stream: Any) -> Console:
-    return Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True)
+class _Console(Console):
+    """A console whose reader may go away: messages are dropped then, and results end the command."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich when a write found nobody reading."""
+        self.quiet = True
+        _give_up(self.file)
+        if not self.stderr:
+            raise BrokenPipeError
+
+
+def _console(stream: Any, *, messages: bool) -> Console:
+    # A process may be started with its streams closed; they are None then.
+    file = stream if stream is not None else io.StringIO()
+    return _Console(file=file, stderr=messages, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _give_up(stream: Any) -> None:
+    """Send what a stream still holds nowhere, so that the flush at exit does not fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def give_up_broken_streams() -> None:
+    """Flush both streams for the last time; what cannot be written is dropped."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            _give_up(stream)
 
 
 @dataclass
@@ -58,8 +93,8 @@ class Output:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-        self.out = _console(sys.stdout)
-        self.err = _console(sys.stderr)
+        self.out = _console(sys.stdout, messages=False)
+        self.err = _console(sys.stderr, messages=True)
 
     @property
     def live(self) -> bool:
@@ -72,13 +107,24 @@ class Output:
 
     def stream(self, text: str) -> None:
         """A piece of the result, at once and without a new line; raw where nobody's terminal reads it."""
-        sys.stdout.write(safe(text) if sys.stdout.isatty() else text)
-        sys.stdout.flush()
+        file = self.out.file
+        file.write(safe(text) if file.isatty() else text)
+        file.flush()
+
+    def flush(self) -> None:
+        """Write out the result.
+
+        Raises:
+            BrokenPipeError: Nobody reads it.
+            OSError: The disk refused it.
+        """
+        self.out.file.flush()
 
     def json(self, value: Any) -> None:
         """The result for programs: one JSON document."""
-        json.dump(_finite(value), sys.stdout, ensure_ascii=False, indent=None, default=str)
-        sys.stdout.write("\n")
+        # In ASCII, the document is the same whatever the encoding, and harmless on a terminal.
+        text = json.dumps(_finite(value), ensure_ascii=True, default=str)
+        self.out.file.write(text.replace("\x7f", "\\u007f") + "\n")
 
     def say(self, text: object, style: str = "") -> None:
         """A message beside the result."""
@@ -102,16 +148,20 @@ class Output:
         for line in lines:
             table.add_row(*line)
         console = self.out if to_result else self.err
-        console.print(table, soft_wrap=False)
+        # In a pipe, one row is one line.
+        console.print(table, soft_wrap=False, width=None if console.is_terminal else PIPE_WIDTH)
 
     def error(self, error: LlmtError) -> None:
         """Two lines: what went wrong, and what to type; further configuration problems one line each."""
         problems = error.problems if isinstance(error, ConfigError) else (error.message,)
         for problem in problems:
-            line = " ".join(safe(problem).split("\n"))
-            self.err.print(Text.assemble(("error: ", "bold red"), line))
+            self.err.print(Text.assemble(("error: ", "bold red"), _one_line(problem)))
         if error.hint:
-            self.err.print(Text.assemble(("hint: ", "bold"), safe(error.hint)))
+            self.err.print(Text.assemble(("hint: ", "bold"), _one_line(error.hint)))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(safe(text).splitlines())
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """`llmt tokenizer`: text to a tokenizer, and a look at what it does."""
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -43,9 +42,7 @@ def train(
         texts = (document.text for document in open_documents(sources))
         trained = train_tokenizer(settings.algo, texts, **options, progress=lambda done, total: bar.update(done, total))
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
-    with staged_directory(target, extra=None) as staged:
+    with staged_directory(target, extra=None, replace=True) as staged:
         trained.save_pretrained(staged.path)
     report = inspect_tokenizer(trained, _sample(sources))
     values = {"directory": str(target), "algo": settings.algo, "vocab_size": trained.vocab_size,

@@ -1,23 +1,28 @@
 """`llmt train`: text to a finished model, with everything that was decided and why."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmt.cli.options import with_settings
+from llmt.cli.options import load_asked, with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import TrainingView, progress_bar
+from llmt.cli.signals import signal_number
 from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, find_source, load_run
 from llmt.config.run import TrainConfig
-from llmt.errors import Interrupted
+from llmt.errors import BusyOutputError, Interrupted, UsageError
 from llmt.units import format_count, format_duration, format_size
 
 if TYPE_CHECKING:
     from llmt.training.build import Prepared
     from llmt.training.finish import Finished
+    from llmt.training.keeper import RunKeeper
+    from llmt.training.trainer import Trainer
 
 Config = Annotated[
     str | None, typer.Argument(metavar="[CONFIG]", help="A template, a YAML file, or a run's directory.")
@@ -44,9 +49,10 @@ def train(
 
     With nothing else, the quickstart model on the documentation inside Python.
     """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite: one goes on, the other starts again", "type one of the two")
     asked = _read(out, config, given, sets or (), resume=resume)
-    from llmt.checkpoints.lock import output_lock
-    from llmt.training.build import check_device, claim_directory, clear_directory, run_directory, with_sources
+    from llmt.training.build import check_device, claim_directory, run_directory, with_sources
 
     asked = with_sources(asked)
     directory = run_directory(asked)
@@ -56,20 +62,38 @@ def train(
     check_device(asked)
     claim_directory(directory, resume=resume, overwrite=overwrite)
     base = _base(asked) or _first_base(out, asked)
-    with output_lock(directory):
+    if base is not None:
+        asked = asked.model_copy(update={"base": str(base)})
+    if overwrite and base is not None and directory.resolve() in (base.resolve(), *base.resolve().parents):
+        raise BusyOutputError(f"{directory}: holds the base {base}", "name another directory with --output-dir")
+    with _held(directory):
         claim_directory(directory, resume=resume, overwrite=overwrite)
-        if overwrite and not resume:
-            clear_directory(directory)
-        _train(out, asked, directory, base, resume=resume)
+        _train(out, asked, directory, base, resume=resume, overwrite=overwrite)
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Hold the directory of a run; if nothing comes of the run, the folders made for it go away again."""
+    from llmt.checkpoints import layout
+    from llmt.checkpoints.lock import output_lock
+
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        with output_lock(directory):
+            yield
+    finally:
+        with suppress(OSError):  # the first folder that holds something stays, and so do those above it
+            if [path.name for path in directory.iterdir()] == [layout.LOCK]:
+                (directory / layout.LOCK).unlink()
+            for path in made:
+                path.rmdir()
 
 
 def _read(
     out: Output, argument: str | None, given: list[Given], sets: tuple[str, ...] | list[str], *, resume: bool
 ) -> TrainConfig:
     """The configuration; that of a resume comes from the run itself."""
-    lora = any(g.key == "lora.enabled" and g.value for g in given)
-    source = find_source(argument, lora=lora)
-    loaded = load_run(source, flags=given, sets=sets)
+    source, loaded = load_asked(argument, given, sets)
     asked = loaded.config if loaded.config.name else loaded.config.model_copy(update={"name": source.name})
     for note in loaded.notes:
         out.say(f"note: {note}")
@@ -103,14 +127,17 @@ def _first_base(out: Output, asked: TrainConfig) -> Path | None:
     if not asked.lora.enabled:
         return None
     out.say("no finished run under ./runs: training the quickstart model first, as the base")
-    first = load_run(find_source(None)).config.model_copy(update={"device": asked.device, "name": "quickstart"})
-    from llmt.checkpoints.lock import output_lock
     from llmt.training.build import claim_directory, run_directory, with_sources
 
-    directory = run_directory(first)
+    source = find_source(None)
+    directory = run_directory(TrainConfig(name=source.name))
     started = any(directory.glob("checkpoint-*"))
+    if started:
+        source = find_source(str(directory))
+    full = [Given("lora.enabled", False, "the base of an adapter"), Given("device", asked.device, "--device")]
+    first = load_run(source, flags=full).config.model_copy(update={"name": directory.name, "output_dir": None})
     claim_directory(directory, resume=started, overwrite=False)
-    with output_lock(directory):
+    with _held(directory):
         _train(out, with_sources(first), directory, None, resume=started)
     return directory
 
@@ -152,10 +179,11 @@ def _show_plan(out: Output, prepared: "Prepared") -> None:
     out.table(rows)
 
 
-def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, *, resume: bool) -> None:
-    from llmt.training.build import build_trainer
+def _train(
+    out: Output, asked: TrainConfig, directory: Path, base: Path | None, *, resume: bool, overwrite: bool = False
+) -> None:
+    from llmt.training.build import build_trainer, clear_directory
     from llmt.training.finish import finish
-    from llmt.training.signals import stop_on_signal
 
     started = time.monotonic()
     prepared = _prepare(out, asked, directory, base, resume=resume)
@@ -163,35 +191,49 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
         out.say(f"warning: {sentence}", "yellow")
     if not out.as_json:
         _show_plan(out, prepared)
+    if overwrite:
+        clear_directory(directory)
     trainer, keeper = build_trainer(prepared, base=base)
     if trainer.notes:
         out.say(f"note: the resume is not bit for bit: {', '.join(trainer.notes)}")
     if resume:
         out.say(f"resuming at step {trainer.state.step} of {trainer.limits.max_steps}")
-    view = TrainingView(out, trainer.limits.max_steps, asked.logging.steps)
     try:
-        with stop_on_signal(trainer.request_stop), progress_bar(out, "training") as bar:
-            first = trainer.state.step
-            for report in trainer.run():
-                done = report.step - first
-                left = (trainer.limits.max_steps - report.step) * report.seconds / done
-                view.show(
-                    bar,
-                    report.step,
-                    view.line(report.step, report.loss, report.learning_rate, report.tokens_per_second, left),
-                )
-                if report.evaluation is not None:
-                    out.say(_evaluation_line(report.step, report.evaluation.values(), best=report.is_best))
-                if report.step % asked.logging.steps == 0 or report.evaluation is not None or done == 1:
-                    keeper.log(report)
+        _steps(out, trainer, keeper, asked.logging.steps)
+        finished = finish(trainer, keeper, prepared, base)
     except Interrupted as stopped:
-        raise Interrupted(
-            f"{stopped.message} {keeper.store.path(trainer.state.step)}",
-            f"llmt train {directory} --resume",
-            stopped.signum,
-        ) from None
-    finished = finish(trainer, keeper, prepared, base)
+        message = f"{stopped.message} {keeper.store.path(trainer.state.step)}"
+        raise Interrupted(message, f"llmt train {directory} --resume", stopped.signum) from None
+    except KeyboardInterrupt as stopped:
+        raise _stopped_at_once(directory, keeper, signal_number(stopped)) from None
     _show_result(out, finished, prepared, time.monotonic() - started)
+
+
+def _steps(out: Output, trainer: "Trainer", keeper: "RunKeeper", every: int) -> None:
+    """Run the trainer to its end, showing and logging its reports."""
+    from llmt.training.signals import stop_on_signal
+
+    view = TrainingView(out, trainer.limits.max_steps, every)
+    first = trainer.state.step
+    with stop_on_signal(trainer.request_stop), progress_bar(out, "training") as bar:
+        for report in trainer.run():
+            done = report.step - first
+            left = (trainer.limits.max_steps - report.step) * report.seconds / done
+            line = view.line(report.step, report.loss, report.learning_rate, report.tokens_per_second, left)
+            view.show(bar, report.step, line)
+            if report.evaluation is not None:
+                out.say(_evaluation_line(report.step, report.evaluation.values(), best=report.is_best))
+            if report.step % every == 0 or report.evaluation is not None or done == 1:
+                keeper.log(report)
+
+
+def _stopped_at_once(directory: Path, keeper: "RunKeeper", signum: int) -> Interrupted:
+    """What is left after a stop that did not wait for a checkpoint."""
+    steps = keeper.store.steps()
+    if not steps:
+        return Interrupted(f"stopped before {directory} had a checkpoint", "--overwrite starts it again", signum)
+    kept = keeper.store.path(steps[-1])
+    return Interrupted(f"stopped at once; {kept} is the last checkpoint", f"llmt train {directory} --resume", signum)
 
 
 def _evaluation_line(step: int, values: dict[str, float | int | None], *, best: bool) -> str:

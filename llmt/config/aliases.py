@@ -18,16 +18,28 @@ class Alias:
     convert: Callable[[Any], Any] | None = None
 
 
+_NO_FP16 = "fp16 is not trained in; bf16 and auto are what there is"
+
+
 def _true(value: Any) -> bool:
-    return str(value).lower() == "true"
+    word = str(value).lower()
+    if word not in ("true", "false"):
+        raise ValueError(f"must be true or false, not {value!r}")
+    return word == "true"
 
 
 def _amp(value: Any) -> str:
     return "auto" if _true(value) else "fp32"
 
 
-def _precision_switch(name: str) -> Callable[[Any], str]:
-    return lambda value: name if _true(value) else "auto"
+def _bf16(value: Any) -> str:
+    return "bf16" if _true(value) else "fp32"
+
+
+def _fp16(value: Any) -> str:
+    if _true(value):
+        raise ValueError(_NO_FP16)
+    return "auto"
 
 
 def _forced_cpu(value: Any) -> str:
@@ -35,7 +47,10 @@ def _forced_cpu(value: Any) -> str:
 
 
 def _amp_dtype(value: Any) -> str:
-    return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "no": "fp32"}.get(str(value), str(value))
+    word = str(value).lower()
+    if word in ("float16", "fp16", "half"):
+        raise ValueError(_NO_FP16)
+    return {"bfloat16": "bf16", "float32": "fp32", "no": "fp32"}.get(word, word)
 
 
 def _always(value: Any) -> str:
@@ -90,8 +105,8 @@ _LORA = {
 
 _CONVERTED = {
     "use_amp": Alias("training.precision", _amp),
-    "fp16": Alias("training.precision", _precision_switch("fp16")),
-    "bf16": Alias("training.precision", _precision_switch("bf16")),
+    "fp16": Alias("training.precision", _fp16),
+    "bf16": Alias("training.precision", _bf16),
     "amp_dtype": Alias("training.precision", _amp_dtype),
     "mixed_precision": Alias("training.precision", _amp_dtype),
     "accelerate_mixed_precision": Alias("training.precision", _amp_dtype),

@@ -54,10 +54,10 @@ def _lines(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Count = Annotated[int, BeforeValidator(_count)]
+Count = Annotated[int, BeforeValidator(_count), Field(le=2**63 - 1)]
 """A whole number: `5000`, `10_000`, `5k`, `10M`."""
 
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0, le=2**63 - 1)]
 """Bytes: `2GB`, `500MB`, `1.5GiB`."""
 
 Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_nan=False)]

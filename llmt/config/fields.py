@@ -33,7 +33,9 @@ class Field:
         """The default as one would type it."""
         if isinstance(self.default, tuple):
             return ",".join(map(str, self.default)) or "empty"
-        return str(self.default).lower() if self.default is None or self.is_flag else f"{self.default}"
+        if self.default is None:
+            return "null"
+        return str(self.default).lower() if self.is_flag else str(self.default)
 
 
 def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[Field]:

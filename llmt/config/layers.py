@@ -1,6 +1,7 @@
 """Settings from several places -> one validated section, with the place of every value."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -69,7 +70,10 @@ class _Merge:
                 continue
             path = placed.key
             if path in seen and seen[path].value != placed.value:
-                self.problems.append(f"{given.place}: {given.key}: contradicts {seen[path].place}")
+                if placed.value == "auto":  # leaves open what the other settles: `fp16: false` beside `bf16: true`
+                    continue
+                if seen[path].value != "auto":
+                    self.problems.append(f"{given.place}: {given.key}: contradicts {seen[path].place}")
             seen[path] = placed
         self.values.update(seen)
 
@@ -83,7 +87,11 @@ class _Merge:
         alias = find_alias(given.key)
         if alias is not None and alias.path in self.paths:
             self.notes[given.key] = f"{given.key} is read as {alias.path} ({given.place})"
-            value = given.value if alias.convert is None else alias.convert(given.value)
+            try:
+                value = given.value if alias.convert is None else alias.convert(given.value)
+            except ValueError as error:
+                self.problems.append(f"{given.place}: {given.key}: {error}")
+                return None
             return Given(alias.path, value, given.place)
         if given.key in self.unique:
             return Given(self.unique[given.key], given.value, given.place)
@@ -93,13 +101,13 @@ class _Merge:
     def _suggest(self, key: str) -> str:
         group, _, leaf = key.rpartition(".")
         siblings = {p.rpartition(".")[2]: p for p in self.paths if p.rpartition(".")[0] == group}
-        close = difflib.get_close_matches(leaf, siblings, 1, 0.6)
-        if close:
-            return f", did you mean {close[0]}?"
         names = {p.rpartition(".")[2]: p for p in self.paths} | {a: a for a in ALIASES if ALIASES[a].path in self.paths}
         names |= {path: path for path in self.paths | self.groups}
-        close = difflib.get_close_matches(leaf, names, 1, 0.75) or difflib.get_close_matches(key, names, 1, 0.75)
-        return f", did you mean {names[close[0]]}?" if close else ""
+        near = difflib.get_close_matches(leaf, siblings, 1, 0.6) + difflib.get_close_matches(leaf, names, 1, 0.75)
+        close = difflib.get_close_matches(leaf, near, 1, 0) or difflib.get_close_matches(key, names, 1, 0.75)
+        if not close:
+            return ""
+        return f", did you mean {close[0] if close[0] in siblings else names[close[0]]}?"
 
 
 def merge(
@@ -126,6 +134,18 @@ def merge(
         raise ConfigError(merged.problems, "llmt config show --origin   lists every setting and where it was set")
     origins = {path: given.place for path, given in merged.values.items()}
     return Loaded(config, origins, tuple(merged.notes.values()))
+
+
+def check(section: type[Section], layer: Iterable[Given]) -> list[str]:
+    """What is wrong in one layer by itself: its keys and values, not how they fit those of other layers."""
+    merged = _Merge(section)
+    merged.add(layer)
+    try:
+        section.model_validate(_nest(merged.values))
+    except ValidationError as error:
+        errors = [dict(item) for item in error.errors()]
+        merged.problems += [_explain(item, merged.values) for item in errors if _path(item) in merged.values]
+    return merged.problems
 
 
 def flatten(
@@ -163,11 +183,17 @@ _PLAIN = {
 }
 
 
-def _explain(error: dict[str, Any], values: Mapping[str, Given]) -> str:
-    path = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
+def _path(error: Mapping[str, Any]) -> str:
+    return ".".join(part for part in error["loc"] if isinstance(part, str))
+
+
+def _explain(error: Mapping[str, Any], values: Mapping[str, Given]) -> str:
+    path = _path(error)
     given = values.get(path)
     why = _PLAIN.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     if given is None:
-        return f"{path}: {why}" if path else why
-    shown = "" if repr(given.value) in why else f", not {given.value!r}"
+        named = [g.place for p, g in values.items() if p.startswith(f"{path}.") and p.rpartition(".")[2] in why]
+        return ": ".join(part for part in (", ".join(named), path, why) if part)
+    value = "null" if given.value is None else reprlib.repr(given.value)
+    shown = "" if why.startswith(value) else f", not {value}"
     return f"{given.place}: {path}: {why}{shown}"

@@ -3,22 +3,28 @@
 import difflib
 import os
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
+from os.path import isfile  # false, not an error, for a name that is too long
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llmt.config import strictyaml
+from llmt.config.aliases import find_alias
 from llmt.config.base import Section
 from llmt.config.fields import subsections, walk_fields
-from llmt.config.layers import Given, Loaded, flatten, merge
+from llmt.config.layers import Given, Loaded, check, flatten, merge
 from llmt.config.run import TrainConfig
 from llmt.config.tasks import TASKS
 from llmt.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "LLMT_"
+SHARED = ("device", "seed")
+"""Settings of a run whose variables every command reads."""
+
 DEFAULT_TEMPLATE = "quickstart"
 LORA_TEMPLATE = "lora"
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -77,10 +83,10 @@ def find_source(argument: str | None, *, lora: bool = False) -> ConfigSource:
         name = LORA_TEMPLATE if lora else DEFAULT_TEMPLATE
         return ConfigSource(name, template=name)
     path = Path(argument)
-    if path.is_dir() and (path / "config.yaml").is_file():
+    if argument and isfile(path / "config.yaml"):
         return ConfigSource(path.resolve().name, path=path / "config.yaml")
-    if path.suffix in CONFIG_SUFFIXES or path.is_file():
-        if not path.is_file():
+    if path.suffix in CONFIG_SUFFIXES or isfile(path):
+        if not isfile(path):
             raise ConfigError([f"{argument}: no such file"], f"templates: {', '.join(template_names())}")
         return ConfigSource(path.stem, path=path)
     template_text(argument)
@@ -108,14 +114,16 @@ def load_run(
     problems: list[str] = []
     groups = [path for path, _ in subsections(TrainConfig)]
     layers: list[list[Given]] = []
-    file_layer: list[Given] = []
-    template = source.template
-    if source.path is not None:
-        located = _read(source.path)
-        file_values = dict(located.values)
-        template = file_values.pop("template", template)
-        file_layer = flatten(file_values, located.places, groups)
-    layers += _template_layers(template, groups)
+    located = strictyaml.Located({}) if source.path is None else _read(source.path)
+    file_values = dict(located.values)
+    template = file_values.pop("template", source.template)
+    file_layer = flatten(file_values, located.places, groups)
+    try:
+        layers += _template_layers(template, groups)
+    except ConfigError as error:
+        if source.path is None:
+            raise
+        problems.append(f"{located.places['template']}: template: {error.message}")
     layers.append(file_layer)
     layers.append([g for g in read_environment(environ, problems) if not _is_task(g.key)])
     layers.append([*flags, *parse_sets(sets, problems)])
@@ -151,10 +159,10 @@ def load_task(
     """
     problems: list[str] = []
     given = list(read_environment(environ, problems))
-    shared = [g for g in given if g.key in ("device", "seed") and g.key in section.model_fields]
+    shared = [g for g in given if (field := _canonical(g.key)) in SHARED and field in section.model_fields]
     own = [Given(g.key.removeprefix(f"{task}."), g.value, g.place) for g in given if g.key.startswith(f"{task}.")]
-    merge(TrainConfig, [[g for g in given if not _is_task(g.key)]], problems)
-    return merge(section, [shared, own, flags])
+    problems += check(TrainConfig, [g for g in given if not _is_task(g.key) and g not in shared])
+    return merge(section, [shared, own, flags], problems)
 
 
 def read_environment(environ: Mapping[str, str] | None, problems: list[str]) -> Iterable[Given]:
@@ -190,18 +198,29 @@ def parse_sets(sets: Sequence[str], problems: list[str]) -> list[Given]:
     return given
 
 
+def _canonical(key: str) -> str:
+    alias = find_alias(key)
+    return key if alias is None else alias.path
+
+
 def _is_task(key: str) -> bool:
     return key.partition(".")[0] in TASKS and "." in key
 
 
 def _read(path: Path) -> strictyaml.Located:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            raw = file.read(strictyaml.MAX_BYTES + 1).removeprefix(BOM_UTF8)
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"], "save the file as UTF-8") from None
+        line = raw[: error.start].count(b"\n") + 1
+        column = len(raw[raw.rfind(b"\n", 0, error.start) + 1 : error.start].decode("utf-8")) + 1
+        raise ConfigError([f"{path}:{line}:{column}: not UTF-8"], "save the file as UTF-8") from None
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"], "name a file that can be read") from None
     located = strictyaml.load(text, str(path))
+    if located.values is None:
+        return strictyaml.Located({})
     if not isinstance(located.values, dict):
         raise ConfigError([f"{path}:1:1: must be a mapping of settings"], "llmt config template quickstart   shows one")
     return located

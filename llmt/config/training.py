@@ -6,7 +6,7 @@ from pydantic import Field
 
 from llmt.config.base import Count, Duration, Flag, Number, Section, Text, TextList
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class TrainingConfig(Section):

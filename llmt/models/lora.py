@@ -1,5 +1,6 @@
 """A frozen base and a small trainable update: the door of peft."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from llmt.models.loss import TokenLoss
 
 BLOCKS = "layers."
 ADAPTER_NAME = "default"
+PEFT_PREFIX = "base_model.model."
+"""What peft puts before the name of a tensor of the base."""
 
 
 @final
@@ -73,8 +76,15 @@ class LoraModel(BaseLanguageModel):
         """The adapter's tensors under the names that peft reads."""
         from peft import get_peft_model_state_dict
 
-        tensors: dict[str, Tensor] = get_peft_model_state_dict(self.peft)
-        return tensors
+        return {self.saved_name(name): tensor for name, tensor in get_peft_model_state_dict(self.peft).items()}
+
+    def saved_name(self, parameter: str) -> str:
+        """The name in peft's files, for the base as transformers knows it."""
+        return PEFT_PREFIX + self.base.saved_name(parameter.removeprefix(PEFT_PREFIX))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every tensor of base plus adapter as one full model; this one stays as it is."""
+        return copy.deepcopy(self).merge().weights()
 
     def load_adapter_weights(self, tensors: dict[str, Tensor]) -> None:
         """Take up tensors that `adapter_weights` gave.
@@ -82,14 +92,15 @@ class LoraModel(BaseLanguageModel):
         Raises:
             MismatchError: Names or shapes are not this adapter's.
         """
-        from peft import set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
         expected = self.adapter_weights()
         wrong = [n for n in expected if n not in tensors or tensors[n].shape != expected[n].shape]
         wrong += [n for n in tensors if n not in expected]
         if wrong:
             raise MismatchError(f"adapter tensor {wrong[0]} does not fit the base model", "name the adapter's own base")
-        set_peft_model_state_dict(self.peft, tensors)
+        own = {name: tensors[self.saved_name(name)] for name in get_peft_model_state_dict(self.peft)}
+        set_peft_model_state_dict(self.peft, own)
 
     def merge(self) -> BaseLanguageModel:
         """Add the update to the base's weights and return the base alone."""

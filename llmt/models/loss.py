@@ -24,7 +24,7 @@ class TokenLoss:
 
     def mean(self) -> float:
         """Nats for each token."""
-        return float(self.nats) / max(self.tokens, 1)
+        return float(self.nats.detach()) / max(self.tokens, 1)
 
 
 def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> TokenLoss:

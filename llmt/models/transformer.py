@@ -19,6 +19,8 @@ from llmt.models.base import BaseLanguageModel
 from llmt.models.cache import KeyValueCache
 from llmt.models.llama import llama_config
 
+TIED_SELF_LOGIT = 5.0
+
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of the positions, each `(T, E)`."""
 
@@ -139,7 +141,12 @@ class TransformerLM(BaseLanguageModel):
     def initialize(self, seed: int) -> None:
         """Draw all weights anew: normal with `initializer_range`, norms 1, and 0 in the layers that write to the
         residual stream, so that every block begins as the identity (https://arxiv.org/abs/1901.09321).
+
+        Tied embeddings are drawn small enough that a token does not begin by predicting itself: the logit of the
+        token at its own position starts at hidden_size * std, which is held to 5.
         """
+        size, std = self.settings.hidden_size, self.settings.initializer_range
+        embedding_std = min(std, TIED_SELF_LOGIT / size) if self.settings.tie_word_embeddings else std
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
@@ -147,9 +154,9 @@ class TransformerLM(BaseLanguageModel):
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(parameter)
             else:
-                drawn = torch.randn(parameter.shape, generator=generator) * self.settings.initializer_range
+                scale = embedding_std if name.endswith("embed_tokens.weight") else std
                 with torch.no_grad():
-                    parameter.copy_(drawn)
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
     def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """`(B, T)` token ids to `(B, T, D)` final hidden states."""

@@ -8,7 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from llmt.system.machine import DeviceInfo, Machine, inspect_machine, measure_speed
+from llmt.errors import MissingPackageError
+from llmt.system.machine import DeviceInfo, Machine, find_compiler, inspect_machine, measure_speed
 from llmt.system.memory import get_memory_usage
 from llmt.units import format_size
 
@@ -47,14 +48,10 @@ def diagnose(device: str = "auto", directory: Path = Path()) -> Iterator[Check]:
         directory: Its disk is checked.
     """
     yield from (_check_package(name, floor) for name, floor in PACKAGES.items())
-    machine = inspect_machine()
-    yield Check("system", "ok", f"{machine.system}, Python {machine.python}, {machine.cores} physical cores")
-    for info in machine.devices:
-        if device in ("auto", info.kind):
-            yield from _check_device(info, machine, named=device != "auto")
+    yield from _check_devices(device)
     yield _check_memory()
     yield _check_disk(directory)
-    yield _check_compiler(machine)
+    yield _check_compiler()
 
 
 def _check_package(name: str, floor: str) -> Check:
@@ -71,6 +68,18 @@ def _check_package(name: str, floor: str) -> Check:
 def _numbers(version: str) -> tuple[int, ...]:
     parts = version.partition("+")[0].split(".")
     return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts[:3])
+
+
+def _check_devices(device: str) -> Iterator[Check]:
+    try:
+        machine = inspect_machine()
+    except MissingPackageError as error:
+        yield Check("devices", "fail", f"{error.message}; {error.hint}")
+        return
+    yield Check("system", "ok", f"{machine.system}, Python {machine.python}, {machine.cores} physical cores")
+    for info in machine.devices:
+        if device in ("auto", info.kind):
+            yield from _check_device(info, machine, named=device != "auto")
 
 
 def _check_device(info: DeviceInfo, machine: Machine, *, named: bool) -> Iterator[Check]:
@@ -103,7 +112,8 @@ def _check_disk(directory: Path) -> Check:
     )
 
 
-def _check_compiler(machine: Machine) -> Check:
-    if machine.compiler is None:
+def _check_compiler() -> Check:
+    compiler = find_compiler()
+    if compiler is None:
         return Check("compiler", "warn", "no C++ compiler: training works, and torch.compile could make it faster")
-    return Check("compiler", "ok", machine.compiler)
+    return Check("compiler", "ok", compiler)

@@ -108,7 +108,7 @@ def inspect_machine() -> Machine:
         torch=torch.__version__,
         devices=tuple(_inspect_device(kind) for kind in DEVICE_ORDER),
         cores=physical_cores(),
-        threads_from_environment=int(threads) if threads.isdigit() and int(threads) > 0 else None,
+        threads_from_environment=int(threads) if threads.isdecimal() and int(threads) > 0 else None,
         memory=memory.total,
         available=memory.available,
         compiler=find_compiler(),
@@ -168,7 +168,7 @@ def _try_device(kind: str) -> str:
 
 
 def _cpu_name() -> str:
-    if sys.platform.startswith("linux"):
+    if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 if line.startswith(("model name", "Hardware")):
@@ -187,7 +187,11 @@ def measure_speed(kind: str, threads: int) -> Speed:
     import torch
 
     torch.set_num_threads(threads)
-    return Speed(_product_speed(kind, torch.float32), _product_speed(kind, torch.bfloat16))
+    fp32 = _product_speed(kind, torch.float32)
+    try:
+        return Speed(fp32, _product_speed(kind, torch.bfloat16))
+    except (RuntimeError, TypeError):  # older GPUs have no bf16
+        return Speed(fp32, 0.0)
 
 
 def _product_speed(kind: str, dtype: object) -> float:

@@ -130,6 +130,8 @@ def choose_precision(asked: str, device: str, speed: Speed) -> PlanLine:
         raise DeviceError(f"training.precision bf16: {device} has no bf16 products", "use --precision auto")
     if asked != "auto":
         return PlanLine("precision", asked, "asked for")
+    if not speed.bf16:
+        return PlanLine("precision", "fp32", f"{device} has no bf16 products")
     gain = f"bf16 products measured {speed.bf16_gain:.1f}x as fast as fp32"
     if speed.bf16_gain >= FAST_BF16:
         return PlanLine("precision", "bf16", f"{gain}; weights and moments stay in fp32")

@@ -314,6 +314,9 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.notes = tuple(check_same_run(state, trainer.fingerprint))
     if isinstance(trainer.model, LoraModel):
         trainer.model.load_adapter_weights(weights)
-        weights = trainer.optimizer.masters()
-    trainer.optimizer.load(weights, optimizer)
+        masters = trainer.optimizer.masters()
+    else:
+        saved = {w.name: trainer.model.saved_name(w.name) for w in trainer.optimizer.weights}
+        masters = {name: weights[key] for name, key in saved.items() if key in weights}
+    trainer.optimizer.load(masters, optimizer)
     trainer.resume(state)

@@ -86,7 +86,8 @@ class RunKeeper:
             assert self._base is not None
             write_adapter(staged, self._model, self._base)
             return
-        self._model.write(staged, weights=masters, token_ids=token_ids(self._tokenizer))
+        weights = {self._model.saved_name(name): master for name, master in masters.items()}
+        self._model.write(staged, weights=weights, token_ids=token_ids(self._tokenizer))
 
     def log(self, report: StepReport) -> None:
         """Add a line to `metrics.jsonl`."""

@@ -13,6 +13,7 @@ for template in ("quickstart", "cpu-small", "cpu-medium"):
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "llmt", "train", template, "--json", "--max-steps", "2",
+            "--gradient-accumulation-steps", "1",
             "--set", f"data.cache_dir={folder}/cache", "--set", "training.eval_batches=2",
         ]  # fmt: skip
         _, peak, _ = run_process(command, timeout=900, cwd=Path(folder))

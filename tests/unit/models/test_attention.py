@@ -1,0 +1,96 @@
+"""Attention, cache and dropout."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmt.models.attention import blocked_attention, causal_attention
+from llmt.models.transformer import TransformerLM
+
+Make = Callable[..., TransformerLM]
+
+
+def _inputs(T: int, K: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(T + K)
+    shapes = ((2, 4, T, 8), (2, K, T, 8), (2, K, T, 8))
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_(True) for shape in shapes]
+
+
+@pytest.mark.parametrize("T", [1, 2, 127, 128, 129, 300])
+@pytest.mark.parametrize("K", [4, 2, 1])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-2)])
+def test_blocked_attention_is_attention(T: int, K: int, dtype: torch.dtype, tolerance: float) -> None:
+    """Blocks of rows give what the reference kernel gives in fp32, forward and backward, for any length and grouping."""
+    ours, exact = _inputs(T, K, dtype), [x.detach().float().requires_grad_(True) for x in _inputs(T, K, dtype)]
+    mixed = blocked_attention(*ours)
+    expected = F.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=True)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    (mixed.float() * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert mixed.dtype == dtype
+    assert torch.allclose(mixed.float(), expected, atol=tolerance, rtol=tolerance)
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        scale = float(theirs.grad.abs().max())
+        assert float((mine.grad.float() - theirs.grad).abs().max()) <= tolerance * max(scale, 1.0)
+
+
+@pytest.mark.parametrize("T", [1, 3, 5])
+def test_queries_stand_at_the_end(T: int) -> None:
+    """With fewer queries than keys the result is the last rows of the whole one."""
+    query, key, value = _inputs(9, 2, torch.float32)
+    whole = causal_attention(query, key, value)
+    assert torch.allclose(causal_attention(query[:, :, -T:], key, value), whole[:, :, -T:], atol=1e-6)
+
+
+def test_a_later_token_changes_nothing_earlier(make: Make, ids: Tensor) -> None:
+    """The logits of a position do not depend on any token after it, in fp32 and in bf16 training."""
+    other = ids.clone()
+    other[:, 9:] = (other[:, 9:] + 1) % 101
+    for model in (make(), make().to(torch.bfloat16).train()):
+        first, second = model(ids), model(other)
+        assert torch.equal(first[:, :9], second[:, :9])
+        assert not torch.equal(first[:, 9:], second[:, 9:])
+
+
+@pytest.mark.parametrize("chunks", [(17,), (1,) * 17, (5, 12), (16, 1), (1, 7, 9), (3, 1, 1, 12)])
+@pytest.mark.parametrize("heads", [4, 1])
+def test_cache_equals_the_full_pass(make: Make, ids: Tensor, chunks: tuple[int, ...], heads: int) -> None:
+    """Reading a text in pieces through the cache gives the logits of reading it whole, however it is cut."""
+    model = make(num_key_value_heads=heads)
+    cache = model.new_cache(3, 17)
+    with torch.no_grad():
+        pieces = [model(piece, cache) for piece in ids.split(list(chunks), dim=1)]
+        assert torch.allclose(torch.cat(pieces, dim=1), model(ids), atol=1e-5)
+    assert cache.length == cache.capacity == 17
+
+
+@pytest.mark.parametrize("where", ["attention_dropout", "hidden_dropout"])
+def test_dropout_only_in_training(make: Make, ids: Tensor, where: str) -> None:
+    """Each dropout changes the logits in training, is repeated by the same seed, and is absent in evaluation."""
+    model, plain = make(**{where: 0.3}), make()
+    with torch.no_grad():
+        assert torch.equal(model(ids), plain(ids))
+    model.train()
+    torch.manual_seed(1)
+    first, second = model(ids), model(ids)
+    torch.manual_seed(1)
+    assert not torch.equal(first, second)
+    assert torch.equal(model(ids), first)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputing_changes_no_gradient(make: Make, ids: Tensor, dropout: float) -> None:
+    """Gradient checkpointing gives the gradients of the plain pass, dropout included."""
+    found = []
+    for recompute in (False, True):
+        model = make(hidden_dropout=dropout).train()
+        model.gradient_checkpointing = recompute
+        torch.manual_seed(4)
+        model.loss(ids, ids.roll(-1, 1)).nats.backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

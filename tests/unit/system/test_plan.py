@@ -1,0 +1,282 @@
+"""Decisions, each with its reason."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmt.config.model import ModelConfig
+from llmt.config.run import TrainConfig
+from llmt.errors import DeviceError, OutOfMemoryError
+from llmt.system.estimate import Workload, checkpoint_bytes, training_bytes
+from llmt.system.machine import DeviceInfo, Machine, Speed
+from llmt.system.plan import RunPlan, choose_device, choose_precision, choose_threads, plan_run
+
+GB = 10**9
+CPU = DeviceInfo("cpu", "Some CPU", True, "", 64 * GB)
+CUDA = DeviceInfo("cuda", "Some GPU", True, "", 16 * GB)
+MPS = DeviceInfo("mps", "Apple GPU", True, "", 32 * GB)
+NO_CUDA = DeviceInfo("cuda", "", False, "torch is built without CUDA")
+NO_MPS = DeviceInfo("mps", "", False, "no Metal device found")
+BROKEN = replace(CUDA, problem="failed its first computation: no kernel image")
+EVEN, FAST = Speed(1e11, 1e11), Speed(1e11, 3e11)
+
+
+def machine(*devices: DeviceInfo, **values: Any) -> Machine:
+    """A machine with these devices, four cores and 32 GB free."""
+    found = {"cuda": NO_CUDA, "mps": NO_MPS, "cpu": CPU} | {d.kind: d for d in devices}
+    plain = Machine("Linux x86_64", "3.11.0", "2.13.0", tuple(found.values()), 4, None, 64 * GB, 32 * GB, "/usr/bin/g++")
+    return replace(plain, **values)
+
+
+def plan(
+    here: Machine | None = None,
+    speed: Speed = EVEN,
+    steps: int = 100,
+    vocab_size: int = 4096,
+    device: str = "auto",
+    **sections: dict[str, Any],
+) -> RunPlan:
+    """The plan of a run with these settings."""
+    here = here or machine()
+    config = TrainConfig.model_validate(sections)
+    batch = config.training.per_device_train_batch_size
+    work = Workload(config.model, vocab_size, batch, config.data.block_size)
+    return plan_run(config, here, *choose_device(device, here), speed, work, steps)
+
+
+def reason(made: RunPlan, name: str) -> str:
+    """Why something was decided."""
+    return next(line.reason for line in made.lines if line.name == name)
+
+
+@pytest.mark.parametrize(
+    ("devices", "kind"), [((CUDA, MPS), "cuda"), ((MPS,), "mps"), ((), "cpu"), ((BROKEN, MPS), "mps"), ((BROKEN,), "cpu")]
+)
+def test_auto_takes_the_first_that_computes(devices: tuple[DeviceInfo, ...], kind: str) -> None:
+    """CUDA, then MPS, then the CPU; what is absent or broken is passed over, and the reason tells why."""
+    here = machine(*devices)
+    device, why = choose_device("auto", here)
+    assert device.kind == kind
+    passed = here.devices[: here.devices.index(device)]
+    assert why == "; ".join([*(f"{d.kind}: {d.problem}" for d in passed), f"{device.name} computes"])
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "cpu"])
+def test_a_named_device_is_taken(kind: str) -> None:
+    """A device that was named is used, whatever else is there."""
+    device, why = choose_device(kind, machine(CUDA, MPS))
+    assert (device.kind, why) == (kind, "asked for")
+
+
+@pytest.mark.parametrize(("kind", "device"), [("cuda", NO_CUDA), ("mps", NO_MPS), ("cuda", BROKEN)])
+def test_a_named_device_that_cannot_be_used_is_an_error(kind: str, device: DeviceInfo) -> None:
+    """Never a silent run on something else: exit 9 with the reason and what is usable."""
+    with pytest.raises(DeviceError, match=f"--device {kind}: {device.problem}") as caught:
+        choose_device(kind, machine(device))
+    assert caught.value.exit_code == 9
+    assert caught.value.hint == "usable here: cpu; or --device auto"
+
+
+def test_a_machine_where_nothing_computes_is_an_error() -> None:
+    """If even the CPU fails, every reason is told."""
+    with pytest.raises(DeviceError, match="cuda: .*; mps: .*; cpu: wrong"):
+        choose_device("auto", machine(replace(CPU, problem="wrong")))
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "threads", "why"),
+    [(3, 2, 3, "asked for"), (None, 2, 2, "OMP_NUM_THREADS says so"), (None, None, 4, "one for each of 4 physical cores")],
+)
+def test_threads(asked: int | None, environment: int | None, threads: int, why: str) -> None:
+    """As asked, else as the environment says, else one for each core."""
+    line = choose_threads(asked, machine(threads_from_environment=environment))
+    assert (line.name, line.value, line.reason) == ("threads", threads, why)
+
+
+@pytest.mark.parametrize(
+    ("asked", "speed", "value", "why"),
+    [
+        ("auto", FAST, "bf16", "bf16 products measured 3.0x as fast as fp32; weights and moments stay in fp32"),
+        ("auto", EVEN, "fp32", "bf16 products measured 1.0x as fast as fp32"),
+        ("auto", Speed(1e11, 0.0), "fp32", "cpu has no bf16 products"),
+        ("fp32", FAST, "fp32", "asked for"),
+        ("bf16", EVEN, "bf16", "asked for"),
+    ],
+)
+def test_precision(asked: str, speed: Speed, value: str, why: str) -> None:
+    """As asked, else bf16 where it was measured to be faster."""
+    line = choose_precision(asked, "cpu", speed)
+    assert (line.value, line.reason) == (value, why)
+
+
+def test_bf16_that_is_not_there_is_an_error() -> None:
+    """bf16 is never replaced by another format where it was asked for."""
+    with pytest.raises(DeviceError, match="mps has no bf16 products"):
+        choose_precision("bf16", "mps", Speed(1e11, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "pinned", "backend"),
+    [(CPU, 0, False, "gloo"), (MPS, 2, False, "gloo"), (CUDA, 2, True, "nccl")],
+)
+def test_what_depends_on_the_device(device: DeviceInfo, workers: int, pinned: bool, backend: str) -> None:
+    """A CPU reads in its own process, pins nothing and talks through gloo; CUDA pins and talks through nccl."""
+    made = plan(machine(device))
+    assert (made.device, made.num_workers, made.pin_memory, made.distributed_backend) == (
+        device.kind, workers, pinned, backend,
+    )  # fmt: skip
+
+
+def test_what_is_asked_is_done() -> None:
+    """Workers, pinning, backend, compiling, threads and precision are taken as asked, and say so."""
+    made = plan(
+        machine(CUDA),
+        data={"num_workers": 3, "pin_memory": False},
+        training={"distributed_backend": "gloo", "compile": "never", "precision": "bf16"},
+    )
+    assert (made.num_workers, made.pin_memory, made.distributed_backend) == (3, False, "gloo")
+    assert (made.compile, made.precision) == (False, "bf16")
+    for name in ("num_workers", "pin_memory", "distributed_backend", "compile", "precision", "micro_batch"):
+        assert reason(made, name).startswith("asked for")
+
+
+@pytest.mark.parametrize(
+    ("sections", "values", "problem"),
+    [
+        ({"data": {"pin_memory": True}}, {}, "data.pin_memory: page-locked memory serves CUDA, not cpu"),
+        ({"training": {"distributed_backend": "nccl"}}, {}, "nccl: needs CUDA, not cpu"),
+        ({"training": {"compile": "always"}}, {"compiler": None}, "compile always: no C.* compiler found"),
+    ],
+)
+def test_what_cannot_be_done_is_an_error(sections: dict[str, Any], values: dict[str, Any], problem: str) -> None:
+    """What was asked and does not exist here ends with exit 9."""
+    with pytest.raises(DeviceError, match=problem) as caught:
+        plan(machine(**values), **sections)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("here", "steps", "asked", "compiled", "why"),
+    [
+        (machine(compiler=None), 10**6, "auto", False, "no C++ compiler found"),
+        (machine(), 10, "auto", False, "would shrink by"),
+        (machine(), 10**6, "auto", True, "would shrink by"),
+        (machine(MPS), 10**6, "auto", False, "not used on mps"),
+        (machine(CUDA, compiler=None), 10**6, "auto", True, "would shrink by"),
+        (machine(), 1, "always", True, "asked for"),
+        (machine(), 10**6, "never", False, "asked for"),
+    ],
+)
+def test_compiling_must_pay(here: Machine, steps: int, asked: str, compiled: bool, why: str) -> None:
+    """`auto` compiles where there is a compiler and the run is long enough to win its time back."""
+    made = plan(here, steps=steps, training={"compile": asked})
+    assert made.compile is compiled
+    assert why in reason(made, "compile")
+
+
+@pytest.mark.parametrize("batch", [16, 12, 7, 1])
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("free", [0.5, 0.6, 0.8, 1.5, 64])
+def test_the_micro_batch_is_lowered_to_what_fits(batch: int, passes: int, free: float) -> None:
+    """A divisor is taken, the largest that fits; sequences in a step stay the same, and the plan says so."""
+    training = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": passes}
+    room = round(free * GB)
+    made = plan(machine(available=room), training=training)
+    assert batch % made.micro_batch == 0
+    assert made.micro_batch * made.accumulation == batch * passes
+    assert made.estimated_bytes <= 0.85 * room
+    larger = [n for n in range(made.micro_batch + 1, batch + 1) if batch % n == 0]
+    for micro in larger:
+        assert training_bytes(Workload(ModelConfig(), 4096, micro, 256), "fp32", checkpointing=False) > 0.85 * room
+    if larger:
+        assert reason(made, "micro_batch").startswith(f"{batch} would not fit into ")
+        assert reason(made, "accumulation") == f"keeps {batch * passes} sequences a step"
+    else:
+        assert reason(made, "micro_batch") == reason(made, "accumulation") == "asked for"
+
+
+def test_a_small_budget_lowers_the_micro_batch() -> None:
+    """The case of the table above where something is lowered is really there."""
+    assert 1 <= plan(machine(available=GB // 2)).micro_batch < 16
+
+
+def test_nothing_that_fits_is_an_error() -> None:
+    """Where one sequence is too much, the run stops before it starts, with exit 7 and what to change."""
+    with pytest.raises(OutOfMemoryError, match="one sequence needs about .* may be used") as caught:
+        plan(machine(available=GB // 3))
+    assert caught.value.exit_code == 7
+    assert "--gradient-checkpointing" in caught.value.hint
+
+
+def test_unknown_memory_limits_nothing() -> None:
+    """Where the system does not tell, what was asked is tried."""
+    assert plan(machine(available=None)).micro_batch == 16
+
+
+def test_a_gpu_is_limited_by_its_own_memory() -> None:
+    """On CUDA the memory of the device counts, not that of the machine."""
+    assert plan(machine(CUDA, available=GB // 3)).micro_batch == 16
+    assert plan(machine(replace(CUDA, memory=GB // 2))).micro_batch < 16
+
+
+def test_every_decision_has_a_reason() -> None:
+    """The plan has a line for every decision, agrees with them, and can be written as JSON."""
+    made = plan(training={"max_steps": 100})
+    values = json.loads(json.dumps(made.values()))
+    lines = {line.name: line for line in made.lines}
+    assert list(lines) == [
+        "device", "precision", "threads", "micro_batch", "accumulation", "num_workers", "pin_memory", "compile",
+        "distributed_backend", "memory", "steps",
+    ]  # fmt: skip
+    assert all(line.reason for line in made.lines)
+    assert all(values[name] == line.value for name, line in lines.items() if name not in ("memory", "steps"))
+    assert (lines["steps"].value, lines["steps"].reason) == (100, "training.max_steps 100; 4,096 tokens a step")
+
+
+@pytest.mark.parametrize("name", ["batch_size", "block_size", "vocab_size"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@given(st.integers(1, 2**16), st.integers(1, 2**10))
+def test_more_work_needs_more(name: str, precision: str, checkpointing: bool, size: int, more: int) -> None:
+    """The estimate grows with the batch, the block and the vocabulary, in bytes and in operations."""
+    sizes = {"vocab_size": 100, "batch_size": 2, "block_size": 8, name: size}
+    work, larger = Workload(ModelConfig(), **sizes), Workload(ModelConfig(), **{**sizes, name: size + more})
+    small, large = (training_bytes(w, precision, checkpointing=checkpointing) for w in (work, larger))
+    assert small < large
+    assert work.flops() < larger.flops()
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "intermediate_size"])
+def test_a_larger_model_needs_more(name: str) -> None:
+    """The estimate grows with every size of the network."""
+    needed = []
+    for factor in (1, 2, 4):
+        model = ModelConfig.model_validate({name: factor * ModelConfig.model_fields[name].default})
+        needed.append(training_bytes(Workload(model, 4096, 16, 256), "fp32", checkpointing=False))
+    assert needed == sorted(set(needed))
+
+
+def test_less_is_kept_with_checkpointing_and_adapters() -> None:
+    """Recomputing saves activations, and frozen weights have no gradient and no moments."""
+    work = Workload(ModelConfig(), 4096, 16, 256)
+    assert training_bytes(work, "fp32", checkpointing=True) < training_bytes(work, "fp32", checkpointing=False)
+    frozen = replace(work, trainable=0.01)
+    assert training_bytes(frozen, "bf16", checkpointing=False) < training_bytes(work, "bf16", checkpointing=False)
+
+
+def test_a_checkpoint_is_weights_and_moments() -> None:
+    """Four bytes a weight, and eight for each that is trained."""
+    assert checkpoint_bytes(1000) == 12_000
+    assert checkpoint_bytes(1000, 0.5) == 8000
+
+
+def test_operations_are_six_for_each_parameter_and_token() -> None:
+    """Against the count by hand for one shape."""
+    model = ModelConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    work = Workload(model, vocab_size=10, batch_size=3, block_size=5)
+    assert (work.tokens, work.parameters) == (15, model.num_parameters(10))
+    assert work.flops() == 15 * (6 * model.num_parameters(10) + 6 * 2 * 5 * 8)

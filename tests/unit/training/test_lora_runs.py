@@ -1,0 +1,75 @@
+"""Runs that train an adapter."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmt.checkpoints.runs import read_finished
+from llmt.models.open import open_model
+
+
+@pytest.fixture
+def base(lab: Any) -> Path:
+    """A finished run."""
+    lab.run(lab.config(training__max_steps=2), "base", publish=True)
+    return lab.root / "base"
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _config(lab: Any, **settings: Any) -> Any:
+    return lab.config(training__max_steps=5, lora__enabled=True, lora__r=4, lora__dropout=0.1, **settings)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_resume_of_an_adapter_is_exact(lab: Any, base: Path, precision: str, method: str) -> None:
+    """With dropout in the adapter, stopped and resumed, its weights are bit for bit the same; the base is untouched."""
+    files = _hashes(base)
+    config = _config(lab, training__precision=precision, lora__method=method)
+    whole = lab.run(config, "whole", base=base)
+    lab.run(config, "parts", base=base, stop_after=2)
+    parts = lab.run(config, "parts", base=base, resume=True)
+    assert parts.trainer.notes == ()
+    assert parts.weights == whole.weights
+    assert _hashes(base) == files
+
+
+def test_finished_adapter_opens_in_peft(lab: Any, base: Path) -> None:
+    """The root of an adapter's run opens in peft, on the base and by itself, with the logits that it has here."""
+    run = lab.run(_config(lab), "adapter", base=base, publish=True)
+    root = lab.root / "adapter"
+    assert read_finished(root).kind == "adapter"
+    assert not (root / "model.safetensors").exists()
+    assert json.loads((root / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base.resolve())
+    assert "AutoPeftModelForCausalLM" in (root / "README.md").read_text()
+    assert AutoTokenizer.from_pretrained(root).encode("fox") == run.prepared.corpus.tokenizer.encode("fox")
+    ids = torch.arange(16)[None]
+    ours, _ = open_model(root, None, "cpu")
+    named = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), root).eval()
+    alone = AutoPeftModelForCausalLM.from_pretrained(root).eval()
+    with torch.no_grad():
+        expected = ours.eval()(ids)
+        assert torch.allclose(named(input_ids=ids).logits, expected, atol=1e-5)
+        assert torch.allclose(alone(input_ids=ids).logits, expected, atol=1e-5)
+        assert not torch.allclose(AutoModelForCausalLM.from_pretrained(base).eval()(ids).logits, expected, atol=1e-4)
+
+
+def test_only_the_adapter_is_trained(lab: Any, base: Path) -> None:
+    """Five steps change every tensor of the adapter and none of the base, and the loss falls."""
+    run = lab.build(_config(lab), "adapter", base=base)
+    model = run.trainer.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    losses = [report.loss for report in run.trainer.run()]
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if "lora_" in name}
+    assert losses[-1] < losses[0]
