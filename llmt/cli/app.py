@@ -1,6 +1,7 @@
 """The table of contents of the command line, and the one place where errors end."""
 
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -12,7 +13,7 @@ import typer
 from llmt.cli import config, convert, doctor, evaluate, generate, tokenizer, train
 from llmt.cli.options import CONTEXT
 from llmt.cli.output import Output, give_up_broken_streams
-from llmt.cli.signals import raise_on_signals, signal_number
+from llmt.cli.signals import Stopped, raise_on_signals
 from llmt.errors import (
     Interrupted,
     LlmtError,
@@ -99,7 +100,7 @@ def run(arguments: list[str]) -> int:
 
 
 _EXPECTED = (
-    LlmtError, typer.TyperException, typer.Abort, KeyboardInterrupt, MemoryError, ImportError, OSError, RuntimeError,
+    LlmtError, typer.TyperException, typer.Abort, Stopped, MemoryError, ImportError, OSError, RuntimeError,
 )  # fmt: skip
 _NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 
@@ -110,8 +111,9 @@ def _as_llmt_error(error: BaseException) -> LlmtError | None:
         return error
     if isinstance(error, typer.TyperException):
         return _usage_error(error)
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return Interrupted("stopped, and nothing new was saved", "the same command starts again", signal_number(error))
+    if isinstance(error, Stopped | typer.Abort):
+        signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
+        return Interrupted("stopped, and nothing new was saved", "the same command starts again", signum)
     if isinstance(error, ImportError):
         return MissingPackageError((error.name or "").partition(".")[0], str(error))
     if isinstance(error, OSError):

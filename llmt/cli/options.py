@@ -94,7 +94,10 @@ def with_settings(section: type[Section]) -> Callable[[Callable[..., None]], Cal
                 for name, (path, place) in paths.items()
                 if values[name] not in (None, [], ())
             ]
-            command(**{p.name: values[p.name] for p in fixed}, given=given, out=out)
+            try:
+                command(**{p.name: values[p.name] for p in fixed}, given=given, out=out)
+            except BrokenPipeError:  # the parser would make it exit code 1
+                raise typer.Exit(141) from None
 
         keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*fixed, *parameters, *_OUTPUT)]
         run.__signature__ = own.replace(parameters=keyword)  # type: ignore[attr-defined]

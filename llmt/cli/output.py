@@ -20,7 +20,7 @@ from rich.text import Text
 from llmt.errors import ConfigError, LlmtError
 
 PIPE_WIDTH = 100_000
-"""Characters of a table's row where no terminal limits it."""
+"""Characters of a line where no terminal limits it: in a pipe, one row of a table is one line."""
 
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
 
@@ -55,7 +55,10 @@ class _Console(Console):
 def _console(stream: Any, *, messages: bool) -> Console:
     # A process may be started with its streams closed; they are None then.
     file = stream if stream is not None else io.StringIO()
-    return _Console(file=file, stderr=messages, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    console = _Console(file=file, stderr=messages, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
 
 
 def _give_up(stream: Any) -> None:
@@ -148,8 +151,7 @@ class Output:
         for line in lines:
             table.add_row(*line)
         console = self.out if to_result else self.err
-        # In a pipe, one row is one line.
-        console.print(table, soft_wrap=False, width=None if console.is_terminal else PIPE_WIDTH)
+        console.print(table, soft_wrap=False)
 
     def error(self, error: LlmtError) -> None:
         """Two lines: what went wrong, and what to type; further configuration problems one line each."""

@@ -4,8 +4,8 @@ import signal
 from types import FrameType
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal asked the process to end.
+class Stopped(BaseException):
+    """A signal asked the process to end; no KeyboardInterrupt, which the parser of the command line would swallow.
 
     Args:
         signum: Its number.
@@ -23,11 +23,6 @@ def raise_on_signals() -> None:
         if signum is None or (name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN):
             continue
         signal.signal(signum, _raise)
-
-
-def signal_number(stopped: BaseException) -> int:
-    """The signal behind an interrupt: SIGINT where it is not `Stopped`."""
-    return stopped.signum if isinstance(stopped, Stopped) else int(signal.SIGINT)
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:

@@ -1,8 +1,10 @@
 """`llmt train`: text to a finished model, with everything that was decided and why."""
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +13,11 @@ import typer
 from llmt.cli.options import load_asked, with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import TrainingView, progress_bar
-from llmt.cli.signals import signal_number
+from llmt.cli.signals import Stopped
 from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, find_source, load_run
 from llmt.config.run import TrainConfig
-from llmt.errors import BusyOutputError, Interrupted, UsageError
+from llmt.errors import BusyOutputError, Interrupted, MissingPackageError, UsageError
 from llmt.units import format_count, format_duration, format_size
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ def train(
     asked = _read(out, config, given, sets or (), resume=resume)
     from llmt.training.build import check_device, claim_directory, run_directory, with_sources
 
+    if asked.lora.enabled and find_spec("peft") is None:
+        raise MissingPackageError("peft", "it is not installed")
     asked = with_sources(asked)
     directory = run_directory(asked)
     if plan:
@@ -204,8 +208,9 @@ def _train(
     except Interrupted as stopped:
         message = f"{stopped.message} {keeper.store.path(trainer.state.step)}"
         raise Interrupted(message, f"llmt train {directory} --resume", stopped.signum) from None
-    except KeyboardInterrupt as stopped:
-        raise _stopped_at_once(directory, keeper, signal_number(stopped)) from None
+    except (KeyboardInterrupt, Stopped) as stopped:
+        signum = stopped.signum if isinstance(stopped, Stopped) else signal.SIGINT
+        raise _stopped_at_once(directory, keeper, signum) from None
     _show_result(out, finished, prepared, time.monotonic() - started)
 
 

@@ -18,7 +18,7 @@ class Alias:
     convert: Callable[[Any], Any] | None = None
 
 
-_NO_FP16 = "fp16 is not trained in; bf16 and auto are what there is"
+_NO_FP16 = "there is no training in fp16; ask for bf16 or auto"
 
 
 def _true(value: Any) -> bool:

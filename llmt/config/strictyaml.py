@@ -162,11 +162,11 @@ def _joined(node: yaml.ScalarNode) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that `parse_scalar` would read as something else."""
+    """Quotes every text that would be read as something else."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    quoted = text.strip() != text or not isinstance(parse_scalar(text), str)
+    quoted = text.strip() != text or len(text.splitlines()) > 1 or not isinstance(parse_scalar(text), str)
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
 
 

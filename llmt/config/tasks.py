@@ -4,10 +4,10 @@ from pydantic import Field
 
 from llmt.config.base import Count, Flag, Number, Section, Size, Text, TextLines, TextList
 from llmt.config.run import Device
-from llmt.config.tokenizer import TokenizerConfig
+from llmt.config.tokenizer import TokenizerTraining
 
 
-class TokenizerTrainSettings(TokenizerConfig):
+class TokenizerTrainSettings(TokenizerTraining):
     """`llmt tokenizer train`: text to a tokenizer directory."""
 
     vocab_size: Count = Field(30000, gt=0)

@@ -9,11 +9,8 @@ from llmt.config.base import Count, Section, Text
 Algorithm = Literal["bpe", "wordpiece", "unigram", "byte"]
 
 
-class TokenizerConfig(Section):
-    """Train a tokenizer on the corpus, or take one that exists."""
-
-    path: Text | None = None
-    """Directory of an existing tokenizer. None trains a new one on the training documents."""
+class TokenizerTraining(Section):
+    """How a tokenizer is trained."""
 
     algo: Algorithm = "bpe"
     """`bpe` and `unigram` by the tokenizers library, `wordpiece` by likelihood, `byte` without training."""
@@ -38,3 +35,10 @@ class TokenizerConfig(Section):
 
     continuation_prefix: Text = Field("##", min_length=1)
     """`wordpiece` only: marks a token that continues a word."""
+
+
+class TokenizerConfig(TokenizerTraining):
+    """Train a tokenizer on the corpus, or take one that exists."""
+
+    path: Text | None = None
+    """Directory of an existing tokenizer. None trains a new one on the training documents."""

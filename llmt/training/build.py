@@ -29,7 +29,7 @@ from llmt.system.plan import RunPlan, choose_device, choose_threads, plan_run
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.keeper import RunKeeper, audit_values, read_checkpoint
 from llmt.training.optim import Optimizer
-from llmt.training.resume import check_same_run, pin_plan
+from llmt.training.resume import check_same_run, pin_plan, weights_fingerprint
 from llmt.training.schedule import Schedule, warmup_steps
 from llmt.training.trainer import Limits, Trainer, total_steps
 
@@ -185,7 +185,7 @@ def build_trainer(prepared: Prepared, *, base: Path | None) -> tuple[Trainer, Ru
     keeper = RunKeeper(prepared.directory, model, corpus.tokenizer, config, plan, base)
     schedule, limits = _schedule(config, plan), _limits(config, plan, loader)
     trainer = Trainer(model, optimizer, loader, schedule, limits, keeper, config.seed)
-    trainer.fingerprint = _fingerprint(prepared)
+    trainer.fingerprint = _fingerprint(prepared, base)
     if data.validation is not None:
         _validate(trainer, prepared)
     if prepared.checkpoint is not None:
@@ -296,9 +296,11 @@ def _validate(trainer: Trainer, prepared: Prepared) -> None:
     trainer.validate_with(batches, shards.text_bytes if whole else 0)
 
 
-def _fingerprint(prepared: Prepared) -> dict[str, Any]:
+def _fingerprint(prepared: Prepared, base: Path | None) -> dict[str, Any]:
     plan = prepared.plan
     return {
+        # The checkpoints of an adapter do not hold the weights below it.
+        "base": weights_fingerprint(base) if base is not None and prepared.config.lora.enabled else None,
         "data": prepared.corpus.data.fingerprint,
         "tokenizer": prepared.corpus.tokenizer.fingerprint(),
         "torch": torch.__version__,

@@ -15,6 +15,12 @@ from llmt.errors import MismatchError
 
 MATRIX_PREFIX = "layers."
 
+ENTRIES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
+"""The tensors that each optimizer keeps for a weight."""
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -126,8 +132,8 @@ class Optimizer:
         owners = {w.name: (g.optimizer, w) for g in self.groups for w in g.weights}
         for key, value in state.items():
             name, _, entry = key.rpartition(".")
-            if name not in owners:
-                raise MismatchError(f"{key}: no such trained tensor", "resume with the same optimizer and adapter")
+            if name not in owners or entry not in ENTRIES[type(owners[name][0])]:
+                raise MismatchError(f"{key}: no such optimizer tensor", "resume with the same optimizer and adapter")
             optimizer, weight = owners[name]
             optimizer.state[weight.master][entry] = value.to(weight.master.device, copy=True)
 

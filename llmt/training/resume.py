@@ -1,11 +1,13 @@
 """Whether a run may go on: what must be the same, and what may differ."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmt.checkpoints import layout
+from llmt.checkpoints.files import storage_errors
 from llmt.checkpoints.reading import read_json
 from llmt.config.fields import walk_fields
 from llmt.config.load import ConfigSource, load_run
@@ -49,7 +51,7 @@ def check_same_config(directory: Path, config: TrainConfig) -> None:
 
 
 def check_same_run(state: RunState, fingerprint: dict[str, Any]) -> list[str]:
-    """Text and tokenizer are those of the checkpoint.
+    """Text, tokenizer and the base under an adapter are those of the checkpoint.
 
     Returns:
         What else differs, so that the run goes on but not bit for bit.
@@ -58,13 +60,26 @@ def check_same_run(state: RunState, fingerprint: dict[str, Any]) -> list[str]:
         MismatchError: They are not.
     """
     before = state.fingerprint or {}
-    for key, what in (("data", "the training text"), ("tokenizer", "the tokenizer")):
+    for key, what in (("data", "the training text"), ("tokenizer", "the tokenizer"), ("base", "the base model")):
         if before.get(key) != fingerprint[key]:
             raise MismatchError(
                 f"{what} changed since step {state.step}",
                 "put it back as it was, or start a new run with --base on the last checkpoint",
             )
     return [f"{key} {before[key]} -> {now}" for key, now in fingerprint.items() if before.get(key, now) != now]
+
+
+def weights_fingerprint(directory: Path) -> str:
+    """SHA-256 over the safetensors files of a model directory.
+
+    Raises:
+        StorageError: A file cannot be read.
+    """
+    total = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with storage_errors("reading the base model", path), path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def pin_plan(directory: Path, plan: RunPlan, asked: TrainConfig) -> RunPlan:

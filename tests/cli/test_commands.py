@@ -14,7 +14,7 @@ def one_document(text: str) -> Any:
 
 def test_training_says_what_it_does(finished: Any) -> None:
     """The plan with reasons, the steps and what comes next go to stderr; the result to stdout."""
-    directory, result = finished
+    _, result = finished
     for word in ("plan", "device", "asked for", "loss", "validation loss", "best so far", "next"):
         assert word in result.err
     for line in ("llmt generate runs/quickstart", "llmt eval runs/quickstart", "llmt train runs/quickstart --resume"):

@@ -113,8 +113,6 @@ from llmt.cli.app import run
 code = run(sys.argv[1:])
 print(code, *sys.modules, file=sys.stderr)
 """
-    "import sys\nfrom llmt.cli.app import run\ncode = run(sys.argv[1:])\nprint(code, *sys.modules, file=sys.stderr)"
-)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ CODES = {
     "BusyOutputError": 10,
     "PeerLostError": 11,
 }
-CLASSES = {name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__}
+CLASSES = {
+    name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__
+}
 
 
 def test_every_error_has_its_exit_code() -> None:

@@ -42,7 +42,7 @@ def test_sizes_are_read(text: str | int, size: int) -> None:
 )
 def test_other_sizes_are_refused(text: str) -> None:
     """Nothing negative, empty, zero, fractional in bytes or in an unknown unit is a size."""
-    with pytest.raises(ValueError, match="size|bytes"):
+    with pytest.raises(ValueError, match=r"size|bytes"):
         units.parse_size(text)
 
 
@@ -73,7 +73,7 @@ def test_counts_are_read_exactly(text: str | int, count: int) -> None:
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "1.0005k", "nan", "inf", "1e3", "5 k k", "k", "5KiB", "0x10", "_1"])
 def test_other_counts_are_refused(text: str) -> None:
     """A count is whole and not negative."""
-    with pytest.raises(ValueError, match="count|whole"):
+    with pytest.raises(ValueError, match=r"count|whole"):
         units.parse_count(text)
 
 
@@ -120,7 +120,15 @@ def test_other_durations_are_refused(text: str | float) -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_240_000_000, "1.24 GB"), (5 * 10**12, "5 TB"), (999_600, "1 MB"), (7 * 10**15, "7000 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (1_240_000_000, "1.24 GB"),
+        (5 * 10**12, "5 TB"),
+        (999_600, "1 MB"),
+        (7 * 10**15, "7000 TB"),
+    ],
 )
 def test_sizes_are_written(size: int, text: str) -> None:
     """Sizes are written in decimal units with three digits."""
@@ -129,7 +137,16 @@ def test_sizes_are_written(size: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0"), (812, "812"), (5_700_000, "5.7M"), (1_200_000_000, "1.2B"), (3 * 10**12, "3T"), (25_500, "25.5k"), (999_999, "1M"), (10**16, "10000T")],
+    [
+        (0, "0"),
+        (812, "812"),
+        (5_700_000, "5.7M"),
+        (1_200_000_000, "1.2B"),
+        (3 * 10**12, "3T"),
+        (25_500, "25.5k"),
+        (999_999, "1M"),
+        (10**16, "10000T"),
+    ],
 )
 def test_counts_are_written(count: int, text: str) -> None:
     """Counts are written with three digits."""
@@ -138,7 +155,14 @@ def test_counts_are_written(count: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (42.4, "42 s"), (59.7, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (3599.9, "1 h 00 min")],
+    [
+        (0, "0 s"),
+        (42.4, "42 s"),
+        (59.7, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 05 min"),
+        (3599.9, "1 h 00 min"),
+    ],
 )
 def test_durations_are_written(seconds: float, text: str) -> None:
     """Durations are written in two units."""
@@ -170,6 +194,7 @@ def test_any_text_is_a_quantity_or_a_value_error(text: str) -> None:
     """No text raises anything but ValueError."""
     for read in (units.parse_size, units.parse_count, units.parse_duration):
         try:
-            assert read(text) >= 0
-        except ValueError as error:
-            assert str(error)
+            quantity = read(text)
+        except ValueError:
+            continue
+        assert quantity >= 0

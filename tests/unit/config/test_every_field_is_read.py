@@ -11,37 +11,63 @@ import llmt
 from llmt.config.fields import walk_fields
 from llmt.config.run import TrainConfig
 from llmt.config.tasks import TASKS
+from llmt.config.tokenizer import TokenizerTraining
+from llmt.tokenizers.train import OPTIONS
 
 ROOT = Path(llmt.__file__).parent
 RECEIVERS = {"config", "settings", "asked", "self"}
 """What a section is called besides its own name."""
 
+RESOLVED = {"model.num_key_value_heads": "kv_heads"}
+"""Settings that are read through a property which resolves them."""
 
-@cache
-def reads() -> dict[str, set[str]]:
-    """Attribute name -> the last names of what it is read from, outside `llmt/config`."""
+PASSED_ON = {f"tokenizer.{name}" for name in TokenizerTraining.model_fields} - {"tokenizer.algo"}
+"""Settings that `train_tokenizer` gets as keywords, all at once."""
+
+
+def reads(path: Path) -> dict[str, set[str]]:
+    """Attribute name -> the last names of what a module reads it from."""
     found: dict[str, set[str]] = defaultdict(set)
-    for path in sorted(ROOT.rglob("*.py")):
-        if path.parent.name == "config":
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                owner = node.value
-                found[node.attr].add(
-                    owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
-                )
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = node.value
+            name = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
+            found[node.attr].add(name)
     return found
 
 
-@pytest.mark.parametrize("path", [field.path for field in walk_fields(TrainConfig)])
+@cache
+def all_reads() -> dict[str, set[str]]:
+    """The same for every module outside `llmt/config`."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in sorted(ROOT.rglob("*.py")):
+        if path.parent.name != "config":
+            for name, owners in reads(path).items():
+                found[name] |= owners
+    return found
+
+
+@pytest.mark.parametrize("path", sorted({field.path for field in walk_fields(TrainConfig)} - PASSED_ON))
 def test_every_setting_of_a_run_is_read(path: str) -> None:
     """Some module outside `llmt/config` reads the attribute, from its section or from a configuration."""
     section, _, name = path.rpartition(".")
-    assert reads()[name] & (RECEIVERS | {section}), f"{path}: read from {sorted(reads()[name]) or 'nowhere'}"
+    owners = all_reads()[RESOLVED.get(path, name)]
+    assert owners & (RECEIVERS | {section}), f"{path}: read from {sorted(owners) or 'nowhere'}"
+
+
+def test_every_setting_of_a_tokenizer_is_passed_on() -> None:
+    """Each is an option of at least one algorithm."""
+    assert {path.rpartition(".")[2] for path in PASSED_ON} <= {name for names in OPTIONS.values() for name in names}
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_setting_of_a_command_is_read(task: str) -> None:
-    """The same for the settings of the other commands."""
-    unread = [f.path for f in walk_fields(TASKS[task]) if not reads()[f.path] & (RECEIVERS | {"tokenizer"})]
+def test_every_setting_of_a_command_is_read_there(task: str) -> None:
+    """The module that loads the settings of a command reads each of them."""
+    path = next(p for p in (ROOT / "cli").glob("*.py") if f'load_task("{task}"' in p.read_text(encoding="utf-8"))
+    words = {n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)}
+    unread = [
+        name
+        for name in TASKS[task].model_fields
+        if not reads(path)[name] & {"settings", "asked"} and not (f"tokenizer.{name}" in PASSED_ON and name in words)
+    ]
     assert not unread

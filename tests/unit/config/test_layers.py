@@ -159,9 +159,15 @@ def test_a_key_that_is_like_nothing_gets_no_suggestion(tmp_path: Path) -> None:
         ("training: {adam_beta1: 1}", "training.adam_beta1: should be less than 1"),
         ("training: {max_time: 0}", "training.max_time: should be greater than 0"),
         ("training: {max_time: soon}", "training.max_time: 'soon' is not a duration"),
-        ("training: {gradient_checkpointing: yes}", "training.gradient_checkpointing: must be true or false, not 'yes'"),
+        (
+            "training: {gradient_checkpointing: yes}",
+            "training.gradient_checkpointing: must be true or false, not 'yes'",
+        ),
         ("training: {gradient_checkpointing: 1}", "training.gradient_checkpointing: must be true or false, not 1"),
-        ("training: {gradient_checkpointing: off}", "training.gradient_checkpointing: must be true or false, not 'off'"),
+        (
+            "training: {gradient_checkpointing: off}",
+            "training.gradient_checkpointing: must be true or false, not 'off'",
+        ),
         ("training: {precision: fp16}", "training.precision: should be 'auto', 'fp32' or 'bf16', not 'fp16'"),
         ("name: [a]", "name: must be text"),
         ("name: true", "name: must be text, not True"),

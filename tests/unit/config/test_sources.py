@@ -134,8 +134,10 @@ def test_every_line_of_a_template_is_explained(name: str) -> None:
     lines = template_text(name).splitlines()
     for number, line in enumerate(lines):
         key = line.partition(":")[0].strip()
-        if not line.strip() or line.lstrip().startswith("#") or key in ("template", *TrainConfig.model_fields) and (
-            line.rstrip().endswith(":") or key == "template"
+        if (
+            not line.strip()
+            or line.lstrip().startswith("#")
+            or (key in ("template", *TrainConfig.model_fields) and (line.rstrip().endswith(":") or key == "template"))
         ):
             continue
         assert lines[number - 1].lstrip().startswith("#"), f"{name}:{number + 1}: {line}"

@@ -23,7 +23,7 @@ IDS = torch.arange(20).reshape(2, 10)
 def adapter(tmp_path: Path) -> Path:
     """An adapter that changes its base, with the tokenizer beside it."""
     shape = ModelConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-    base = TransformerLM(shape, 257, 32)
+    base = TransformerLM(shape, 258, 32)
     base.initialize(0)
     tokenizer = train_tokenizer("byte", iter(["x"]))
     base.save_pretrained(tmp_path / "base")
@@ -40,7 +40,9 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def _merge(adapter: Path, output: Path, *, base: Path | None = None, size: int = 10**9, overwrite: bool = False) -> None:
+def _merge(
+    adapter: Path, output: Path, *, base: Path | None = None, size: int = 10**9, overwrite: bool = False
+) -> None:
     merge_adapter(adapter, base=base, output=output, max_shard_size=size, overwrite=overwrite)
 
 

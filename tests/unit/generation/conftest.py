@@ -11,12 +11,12 @@ from llmt.tokenizers.train import train_tokenizer
 
 @pytest.fixture
 def model() -> TransformerLM:
-    """Vocabulary 257, context 64, weights drawn wide enough that its choices vary."""
+    """Vocabulary 258, context 64, weights drawn wide enough that its choices vary."""
     shape = ModelConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         tie_word_embeddings=False,
     )  # fmt: skip
-    model = TransformerLM(shape, 257, 64)
+    model = TransformerLM(shape, 258, 64)
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -27,5 +27,5 @@ def model() -> TransformerLM:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """256 bytes and the end of a text."""
+    """256 bytes and two special tokens."""
     return train_tokenizer("byte", iter(["x"]))

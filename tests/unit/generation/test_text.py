@@ -39,7 +39,7 @@ def test_greedy_equals_transformers(model: TransformerLM, tmp_path: Path) -> Non
 def test_model_without_a_cache(tmp_path: Path) -> None:
     """A GPT-2 generates as transformers does, and goes on past its context without failing."""
     torch.manual_seed(1)
-    config = GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=16)
+    config = GPT2Config(vocab_size=258, n_embd=32, n_layer=2, n_head=4, n_positions=16)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "g")
     model, prompt = load_model(tmp_path / "g"), torch.tensor([[5, 6, 7]])
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "g")
@@ -74,7 +74,7 @@ def test_past_the_context(model: TransformerLM) -> None:
 
 def test_prompt_longer_than_the_context(model: TransformerLM) -> None:
     """Of a prompt that is too long its end is read."""
-    prompt = torch.randint(0, 257, (1, 100), generator=torch.Generator().manual_seed(2))
+    prompt = torch.randint(0, 258, (1, 100), generator=torch.Generator().manual_seed(2))
     assert torch.equal(_continue(model, prompt, GREEDY, 5), _continue(model, prompt[:, -64:], GREEDY, 5))
 
 

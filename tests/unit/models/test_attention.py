@@ -23,7 +23,7 @@ def _inputs(T: int, K: int, dtype: torch.dtype) -> list[Tensor]:
 @pytest.mark.parametrize("K", [4, 2, 1])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-2)])
 def test_blocked_attention_is_attention(T: int, K: int, dtype: torch.dtype, tolerance: float) -> None:
-    """Blocks of rows give what the reference kernel gives in fp32, forward and backward, for any length and grouping."""
+    """Blocks of rows give what the reference kernel gives, forward and backward, for any length and grouping."""
     ours, exact = _inputs(T, K, dtype), [x.detach().float().requires_grad_(True) for x in _inputs(T, K, dtype)]
     mixed = blocked_attention(*ours)
     expected = F.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=True)

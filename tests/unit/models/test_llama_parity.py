@@ -106,9 +106,7 @@ def test_foreign_llama_opens(ids: Tensor, tmp_path: Path, settings: dict[str, An
     {"attention_bias": True}, {"hidden_act": "gelu"}, {"head_dim": 16},
     {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
 ], ids=str)  # fmt: skip
-def test_llamas_of_another_kind_go_through_transformers(
-    ids: Tensor, tmp_path: Path, settings: dict[str, Any]
-) -> None:
+def test_llamas_of_another_kind_go_through_transformers(ids: Tensor, tmp_path: Path, settings: dict[str, Any]) -> None:
     """A Llama that TransformerLM does not compute is never computed wrongly: its logits are those of transformers."""
     theirs = _foreign(tmp_path / "m", **settings)
     model = load_model(tmp_path / "m").eval()

@@ -103,7 +103,7 @@ def test_adapter_opens_in_peft(base: Path, ids: Tensor, tmp_path: Path, method: 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_merged_is_base_plus_adapter(base: Path, ids: Tensor, tmp_path: Path, method: str) -> None:
-    """Merging gives base plus adapter to 1e-5 under the base's own names; save_pretrained writes it and merges nothing."""
+    """Merging gives base plus adapter to 1e-5 under the base's names; save_pretrained writes that."""
     model = _adapted(base, method=method)
     _train(model, ids)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_adapter_of_another_base(base: Path, make: Make, ids: Tensor, tmp_path: 
 def test_adapters_that_cannot_be_read(base: Path, tmp_path: Path) -> None:
     """An absent base, another kind of adapter and a directory without one are refused with exit code 4."""
     adapter = _save(_adapted(base), base, tmp_path / "adapter")
-    with pytest.raises(ModelFileError, match="holds no adapter|No such file|adapter_config"):
+    with pytest.raises(ModelFileError, match="adapter_config"):
         load_adapter(load_model(base), tmp_path)
     for changes in ({"base_model_name_or_path": str(tmp_path / "gone")}, {"peft_type": "IA3"}):
         values = json.loads((adapter / "adapter_config.json").read_text()) | changes

@@ -15,7 +15,7 @@ from llmt.training.keeper import RunKeeper
 from llmt.training.report import StepReport
 from llmt.training.trainer import Trainer
 
-TEXT = "".join(f"Line {n}: {'the quick brown fox jumps over it'[n % 9:]} {n * n}.\n" for n in range(120))
+TEXT = "".join(f"Line {n}: {'the quick brown fox jumps over it'[n % 9 :]} {n * n}.\n" for n in range(120))
 
 
 @dataclass

@@ -143,7 +143,7 @@ def test_checkpoint_is_a_model_directory(lab: Any) -> None:
     lab.run(lab.config(training__max_steps=2))
     moved = lab.root / "moved"
     shutil.copytree(lab.root / "run" / "checkpoint-2", moved)
-    assert AutoModelForCausalLM.from_pretrained(moved).config.vocab_size == 257
+    assert AutoModelForCausalLM.from_pretrained(moved).config.vocab_size == 258
     assert AutoTokenizer.from_pretrained(moved).encode("a") == load_tokenizer(moved).encode("a")
     with pytest.raises(ModelFileError, match="not finished"):
         resolve_model_directory(lab.root / "run")
@@ -156,7 +156,7 @@ def test_another_architecture_is_trained_and_resumed(lab: Any) -> None:
     lab.run(lab.config(training__max_steps=1), "first", publish=True)
     base = lab.root / "gpt2"
     torch.manual_seed(0)
-    shape = GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=2, n_positions=32, bos_token_id=None)
+    shape = GPT2Config(vocab_size=258, n_embd=32, n_layer=2, n_head=2, n_positions=32, bos_token_id=None)
     GPT2LMHeadModel(shape).save_pretrained(base)
     load_tokenizer(lab.root / "first").save_pretrained(base)
     config = lab.config(training__max_steps=4, base=str(base))

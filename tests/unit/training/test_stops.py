@@ -36,11 +36,12 @@ def test_max_steps_is_exact(lab: Any, settings: dict[str, Any], stop_after: int 
 @pytest.mark.parametrize("stop_after", [None, 2])
 def test_epochs(lab: Any, epochs: float, accumulation: int, stop_after: int | None) -> None:
     """A run by epochs takes as many steps as cover them, the last one whole, resumed or not."""
-    config = lab.config(training__num_train_epochs=epochs, training__gradient_accumulation_steps=accumulation)
+    config = lab.config(training__num_train_epochs=epochs, training__gradient_accumulation_steps=accumulation,
+                        data__block_size=64)  # fmt: skip
     run = lab.run(config, stop_after=stop_after)
     if stop_after is not None:
         run = lab.run(config, resume=True)
-    blocks = count_blocks(run.prepared.corpus.data.train, 16)
+    blocks = count_blocks(run.prepared.corpus.data.train, 64)
     assert run.trainer.state.step == math.ceil(epochs * blocks / (4 * accumulation))
     if run.reports:
         assert run.reports[-1].epoch == pytest.approx(run.trainer.state.step * 4 * accumulation / blocks)
@@ -48,9 +49,9 @@ def test_epochs(lab: Any, epochs: float, accumulation: int, stop_after: int | No
 
 def test_one_pass_where_nothing_is_asked(lab: Any) -> None:
     """Without any limit the run is one epoch, and every target of the text was trained on."""
-    run = lab.run(lab.config())
+    run = lab.run(lab.config(data__block_size=64))
     shards = run.prepared.corpus.data.train
-    assert run.trainer.state.step == math.ceil(count_blocks(shards, 16) / 4)
+    assert run.trainer.state.step == math.ceil(count_blocks(shards, 64) / 4)
     assert run.trainer.state.tokens >= shards.targets
 
 
