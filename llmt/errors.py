@@ -14,7 +14,7 @@ LlmtError                       1  a bug in llmt, when raised bare
 │   └── MissingPackageError     9  a Python package that cannot be imported
 ├── BusyOutputError            10  the output directory belongs to another run
 ├── PeerLostError              11  another process of this run is gone
-└── Interrupted       130 or 143  stopped by a signal, after a good checkpoint
+└── Interrupted       128+signal  stopped by a signal, after a good checkpoint
 """
 
 from collections.abc import Sequence

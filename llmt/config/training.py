@@ -97,7 +97,7 @@ class TrainingConfig(Section):
     """Write a checkpoint every this many steps. None writes five a run."""
 
     save_total_limit: Count = Field(2, ge=1)
-    """Checkpoints kept besides the best and the newest."""
+    """Newest checkpoints that are kept; the best is kept besides."""
 
 
 class LoraConfig(Section):

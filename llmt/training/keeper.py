@@ -76,8 +76,9 @@ class RunKeeper:
             staged.write_json(layout.STATE, state.values())
 
         path = self.store.save(state.step, fill)
-        best = () if state.best_step is None else (state.best_step,)
-        self.store.retain(self._config.training.save_total_limit + len(best), keep=best)
+        limit, best = self._config.training.save_total_limit, state.best_step
+        older = best is not None and best not in self.store.steps()[-limit:]
+        self.store.retain(limit + older, keep=() if best is None else (best,))
         return path
 
     def _write_model(self, staged: StagedDirectory, masters: dict[str, Tensor]) -> None:

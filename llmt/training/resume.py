@@ -87,6 +87,7 @@ def pin_plan(directory: Path, plan: RunPlan, asked: TrainConfig) -> RunPlan:
     saved = read_json(directory, layout.PLAN)
     if saved.get("device") != plan.device:
         return plan
+    lines_before = {line["name"]: line["value"] for line in saved["lines"]}
     kept: dict[str, Any] = {key: saved[key] for key in PINNED if key in saved}
     if asked.training.compile != "auto":
         kept.pop("compile", None)
