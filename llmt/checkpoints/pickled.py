@@ -270,6 +270,16 @@ def _member_bytes(file: FileIO, member: ZipMember, path: Path) -> bytes:
     return bytes(data)
 
 
+def _check_entry(key: object, item: object, path: Path) -> None:
+    """An entry of a state dict is a parameter's name and a plain tensor."""
+    if not isinstance(key, str):
+        raise ModelFileError(f"{path}: in its state dict, {shown(key)} is not text", _RESAVE)
+    if not isinstance(item, TensorView):
+        raise ModelFileError(f"{path}: in its state dict, {shown(key)} is not a plain tensor", _RESAVE)
+    if not key.isprintable() or len(key) > 1000:
+        raise ModelFileError(f"{path}: {shown(key)} is not the name of a parameter", _RESAVE)
+
+
 def _name_tensors(value: object, path: Path) -> dict[str, TensorView]:
     """Find the state dict and give each of its tensors the name that the model itself uses."""
     for _ in range(3):
@@ -282,11 +292,7 @@ def _name_tensors(value: object, path: Path) -> dict[str, TensorView]:
     if not isinstance(value, dict) or not value:
         raise ModelFileError(f"{path}: holds no state dict (a dictionary of tensors)", _RESAVE)
     for key, item in value.items():
-        if not isinstance(key, str) or not isinstance(item, TensorView):
-            kind = "is not text" if not isinstance(key, str) else "is not a plain tensor"
-            raise ModelFileError(f"{path}: in its state dict, {shown(key)} {kind}", _RESAVE)
-        if not key.isprintable() or len(key) > 1000:
-            raise ModelFileError(f"{path}: {shown(key)} is not the name of a parameter", _RESAVE)
+        _check_entry(key, item, path)
     # torch.compile marks each module it wrapped; DistributedDataParallel only the outermost.
     plain = {key: key.replace("_orig_mod.", "") for key in value}
     while all(name.startswith("module.") for name in plain.values()):

@@ -1,8 +1,8 @@
 """One training run as it was asked for: the root of the configuration tree."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llmt.config.base import Count, Section, Text
 from llmt.config.data import DataConfig
@@ -41,3 +41,12 @@ class TrainConfig(Section):
     training: TrainingConfig = TrainingConfig()
     lora: LoraConfig = LoraConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        longest = self.model.max_position_embeddings
+        if longest is not None and self.data.block_size > longest:
+            raise ValueError(
+                f"data.block_size {self.data.block_size} is longer than model.max_position_embeddings {longest}"
+            )
+        return self

@@ -158,6 +158,12 @@ class TransformerLM(BaseLanguageModel):
                 with torch.no_grad():
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
+    def set_dropout(self, attention: float, hidden: float) -> None:
+        """Drop this share of attention weights and of features in training from now on."""
+        for block in self.model.modules():
+            if isinstance(block, Block):
+                block.self_attn.dropout, block.dropout = attention, hidden
+
     def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """`(B, T)` token ids to `(B, T, D)` final hidden states."""
         start = 0 if cache is None else cache.length

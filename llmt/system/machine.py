@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import statistics
 import sys
 import time
 from dataclasses import dataclass

@@ -233,6 +233,8 @@ def _model(
                 f"data.block_size {config.data.block_size} is longer than the base's context of {model.context_length}",
                 f"--block-size {model.context_length}",
             )
+        if isinstance(model, TransformerLM):
+            model.set_dropout(config.model.attention_dropout, config.model.hidden_dropout)
     else:
         fresh = TransformerLM(config.model, corpus.tokenizer.vocab_size, config.data.block_size)
         fresh.initialize(config.seed)

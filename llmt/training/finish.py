@@ -92,6 +92,7 @@ def _summary(
         "seconds": round(trainer.state.seconds, 1),
         "device": prepared.plan.device,
         "precision": prepared.plan.precision,
+        "data_fingerprint": prepared.corpus.data.fingerprint,
     }
     if evaluation is not None:
         values |= {f"validation_{key}": value for key, value in evaluation.values().items()}

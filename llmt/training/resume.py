@@ -13,7 +13,7 @@ from llmt.config.fields import walk_fields
 from llmt.config.load import ConfigSource, load_run
 from llmt.config.run import TrainConfig
 from llmt.errors import MismatchError
-from llmt.system.plan import RunPlan
+from llmt.system.plan import PlanLine, RunPlan
 from llmt.training.state import RunState
 
 MAY_DIFFER = {
@@ -87,15 +87,19 @@ def pin_plan(directory: Path, plan: RunPlan, asked: TrainConfig) -> RunPlan:
     saved = read_json(directory, layout.PLAN)
     if saved.get("device") != plan.device:
         return plan
-    lines_before = {line["name"]: line["value"] for line in saved["lines"]}
     kept: dict[str, Any] = {key: saved[key] for key in PINNED if key in saved}
     if asked.training.compile != "auto":
         kept.pop("compile", None)
-    lines = tuple(
-        replace(line, value=kept[line.name], reason="as the run began") if line.name in kept else line
-        for line in plan.lines
-    )
-    return replace(plan, lines=lines, **kept)
+    return replace(plan, lines=tuple(_pin_line(line, kept, saved) for line in plan.lines), **kept)
+
+
+def _pin_line(line: PlanLine, kept: dict[str, Any], saved: dict[str, Any]) -> PlanLine:
+    if line.name in kept:
+        return replace(line, value=kept[line.name], reason="as the run began")
+    before = saved.get("total_steps")
+    if line.name == "steps" and before != line.value:
+        return replace(line, reason=f"{line.reason}; was {before}, so the learning rate follows a new curve from here")
+    return line
 
 
 def _value(config: TrainConfig, path: str) -> Any:

@@ -53,7 +53,7 @@ def _sample(field: Field) -> tuple[str, Any]:
     if field.choices:
         choice = next(c for c in field.choices if c != field.default)
         return choice, choice
-    count = 8 if field.path == "model.hidden_size" else 2
+    count = {"model.hidden_size": 8, "model.max_position_embeddings": 4096}.get(field.path, 2)
     return {"count": (str(count), count), "number": ("0.125", 0.125), "text": ("x", "x"), "list": ("x,y", ("x", "y"))}[
         field.type_name
     ]
