@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
-from llmt.cli.app import app
+from llmt.cli.app import command_line
 from llmt.cli.options import SHORT, flag_name
 from llmt.config.aliases import ALIASES
 from llmt.config.base import Section
@@ -89,7 +89,7 @@ def cli_page() -> str:
 
 def walk_commands(command: Any = None, path: tuple[str, ...] = ("llmt",)) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command and group of the command line with the words that call it, in order of definition."""
-    here = typer.main.get_command(app) if command is None else command
+    here = typer.main.get_command(command_line()) if command is None else command
     yield path, here
     for name, inner in getattr(here, "commands", {}).items():
         yield from walk_commands(inner, (*path, name))

@@ -19,15 +19,8 @@ The tree is the path of the data:
 Importing this package imports nothing heavy: a public name is loaded when it is first used.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
-
-_metadata = metadata.metadata("llmt")
-_author, _, _address = _metadata["Author-email"].partition(" <")
-
-__version__ = _metadata["Version"]
-__author__ = _author
-__email__ = _address.rstrip(">")
 
 _PUBLIC = {
     "BaseLanguageModel": "llmt.models.base",
@@ -53,9 +46,20 @@ __all__ = ["__author__", "__email__", "__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("__version__", "__author__", "__email__"):
+        return _metadata()[name]
     if name not in _PUBLIC:
         raise AttributeError(f"module 'llmt' has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
+
+
+def _metadata() -> dict[str, str]:
+    """What the installed package says of itself."""
+    from importlib import metadata
+
+    found = metadata.metadata("llmt")
+    author, _, address = found["Author-email"].partition(" <")
+    return {"__version__": found["Version"], "__author__": author, "__email__": address.rstrip(">")}
 
 
 def __dir__() -> list[str]:

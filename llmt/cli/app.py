@@ -5,13 +5,14 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Collection
+from importlib import import_module
 from types import TracebackType
 from typing import Annotated, Any
 
 import typer
 
-from llmt.cli import config, convert, doctor, evaluate, generate, tokenizer, train
-from llmt.cli.options import CONTEXT
+from llmt.cli.context import CONTEXT
 from llmt.cli.output import Output, give_up_broken_streams
 from llmt.cli.signals import Stopped, raise_on_signals
 from llmt.errors import (
@@ -23,21 +24,54 @@ from llmt.errors import (
     UsageError,
 )
 
-app = typer.Typer(
-    name="llmt",
-    help="From raw text to a language model you can share.",
-    context_settings=CONTEXT,
-    no_args_is_help=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None if os.name == "nt" and not sys.stdout.isatty() else "rich",
-)
-app.add_typer(tokenizer.app, name="tokenizer")
-app.command("train", context_settings=CONTEXT)(train.train)
-app.command("eval", context_settings=CONTEXT)(evaluate.evaluate)
-app.command("generate", context_settings=CONTEXT)(generate.generate)
-app.add_typer(convert.app, name="convert")
-app.command("doctor", context_settings=CONTEXT)(doctor.doctor)
-app.add_typer(config.app, name="config")
+COMMANDS = {
+    "tokenizer": ("llmt.cli.tokenizer", "Train tokenizers and look into them."),
+    "train": ("llmt.cli.train", "Train a model: from scratch, from a base, or an adapter."),
+    "eval": ("llmt.cli.evaluate", "Measure a model on text: loss, perplexity and bits per byte."),
+    "generate": (
+        "llmt.cli.generate",
+        "Write text with a model: from prompts, a file of prompts, or nothing.",
+    ),
+    "convert": ("llmt.cli.convert", "Convert weights; without a command, PyTorch files to safetensors."),
+    "doctor": ("llmt.cli.doctor", "Check packages, devices, memory and disk; every device computes something."),
+    "config": ("llmt.cli.config", "Settings: what they are and where they come from."),
+}
+"""Command -> its module, and its line in the help. A module that holds a Typer called `app` is a group."""
+
+NAMES = {"eval": "evaluate"}
+"""Commands whose function is called otherwise."""
+
+
+def command_line(chosen: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
+    """The command line.
+
+    Args:
+        chosen: The commands to load; of the others only name and help are there, which is all that
+            `llmt --help` shows.
+    """
+    app = typer.Typer(
+        name="llmt",
+        help="From raw text to a language model you can share.",
+        context_settings=CONTEXT,
+        no_args_is_help=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None if os.name == "nt" and not sys.stdout.isatty() else "rich",
+    )
+    app.callback(invoke_without_command=True)(root)
+    for name, (module, line) in COMMANDS.items():
+        if name not in chosen:
+            app.command(name, help=line)(_not_loaded)
+            continue
+        loaded = import_module(module)
+        if hasattr(loaded, "app"):
+            app.add_typer(loaded.app, name=name)
+        else:
+            app.command(name, context_settings=CONTEXT)(getattr(loaded, NAMES.get(name, name)))
+    return app
+
+
+def _not_loaded() -> None:
+    """Stands for a command that this invocation does not name."""
 
 
 def _version(asked: bool) -> None:
@@ -48,7 +82,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
     version: Annotated[
@@ -84,6 +117,7 @@ def run(arguments: list[str]) -> int:
     """
     out = Output()
     try:
+        app = command_line(tuple(COMMANDS) if "_LLMT_COMPLETE" in os.environ else arguments)
         code = typer.main.get_command(app).main(arguments, prog_name="llmt", standalone_mode=False, obj=out)
         out.flush()
         return code if isinstance(code, int) else 0

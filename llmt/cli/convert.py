@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmt.cli.options import CONTEXT, with_settings
+from llmt.cli.context import CONTEXT
+from llmt.cli.options import with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import progress_bar
 from llmt.config.layers import Given

@@ -21,7 +21,7 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint
 
 @with_settings(GenerateSettings)
 def generate(out: Output, given: list[Given], model: Model) -> None:
-    """Write text with a model: from prompts, from a file of prompts, or from nothing.
+    """Write text with a model: from prompts, a file of prompts, or nothing.
 
     The prompt comes from --prompt, --prompts-file, or standard input where that is a pipe.
     """

@@ -15,9 +15,6 @@ from llmt.config.layers import Given, Loaded
 from llmt.config.load import ConfigSource, find_source, load_run
 from llmt.config.run import TrainConfig
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
-"""Settings of every command: `-h`, and `_` for `-` in option names."""
-
 NAMES = {
     "data.sources": "data",
     "tokenizer.path": "tokenizer",

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from llmt.cli.options import CONTEXT, with_settings
+from llmt.cli.context import CONTEXT
+from llmt.cli.options import with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import progress_bar
 from llmt.config.data import BUILTIN

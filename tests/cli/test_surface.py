@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import llmt
-from llmt.cli.app import app
+from llmt.cli.app import command_line
 
 SURFACE = Path(__file__).with_name("surface.txt")
 
@@ -31,7 +31,7 @@ def test_commands_and_flags_are_those_of_the_record() -> None:
     """Every command with every flag is in surface.txt; a change of the surface changes that file too."""
     import typer
 
-    found = sorted(_walk(typer.main.get_command(app), "llmt"))
+    found = sorted(_walk(typer.main.get_command(command_line()), "llmt"))
     assert found == SURFACE.read_text(encoding="utf-8").splitlines()
 
 

@@ -16,7 +16,7 @@ import pytest
 import typer
 
 import llmt
-from llmt.cli.app import app
+from llmt.cli.app import command_line
 from llmt.config.aliases import find_alias
 from llmt.config.fields import walk_fields
 from llmt.config.load import read_environment
@@ -85,7 +85,7 @@ def _anchors(page: Path) -> set[str]:
 
 def _resolve(words: list[str]) -> tuple[Any, list[str], str]:
     """The command that the words call, what is left for it, and its name."""
-    command, name = typer.main.get_command(app), "llmt"
+    command, name = typer.main.get_command(command_line()), "llmt"
     rest = words[1:]
     while inner := getattr(command, "commands", {}):
         if rest and rest[0] in inner:
