@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from llmt.cli.options import CONTEXT, load_asked, with_settings
+from llmt.cli.context import CONTEXT
+from llmt.cli.options import load_asked, with_settings
 from llmt.cli.output import Output
 from llmt.config.base import Section
 from llmt.config.fields import walk_fields

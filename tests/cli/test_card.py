@@ -81,7 +81,7 @@ def test_an_interrupted_first_base_is_gone_on_with(inside: Any, workplace: Path)
     run = workplace / "runs" / "quickstart"
     for name in ("result.json", "MANIFEST.json", "model.safetensors", "checkpoint-12/MANIFEST.json"):
         (run / name).unlink()
-    result = inside("train", "--lora", "--max-steps", "2", "--sample-tokens", "2", "--data", "text.txt", cwd=workplace)
+    result = inside("train", "--lora", "--max-steps", "2", "--block-size", "32", "--data", "text.txt", cwd=workplace)
     assert result.code == 0, result.err
     assert "resuming at step 8 of 12" in result.err
     assert (run / "result.json").is_file()
