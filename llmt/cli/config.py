@@ -16,9 +16,7 @@ from llmt.config.run import TrainConfig
 
 app = typer.Typer(help="Settings: what they are and where they come from.", context_settings=CONTEXT)
 
-Config = Annotated[
-    str | None, typer.Argument(metavar="[CONFIG]", help="A template, a YAML file, or a run's directory.")
-]
+Config = Annotated[str | None, typer.Argument(metavar="CONFIG", help="A template, a YAML file, or a run's directory.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any setting by its dotted name.")
 ]
@@ -64,7 +62,7 @@ def schema(out: Output, given: list[Given]) -> None:
 def template(
     out: Output,
     given: list[Given],
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of a template; none lists them.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Name of a template; none lists them.")] = None,
 ) -> None:
     """Print a template, to be changed and trained with."""
     if name is None:

@@ -14,7 +14,7 @@ from llmt.config.data import DataConfig
 from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, cache_directory, load_run, load_task
 from llmt.config.tasks import EvalSettings
-from llmt.errors import ModelFileError
+from llmt.errors import MismatchError, ModelFileError
 
 if TYPE_CHECKING:
     from llmt.data.shards import ShardSet
@@ -68,10 +68,13 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
 
 def _held_out(settings: EvalSettings, directory: Path, tokenizer: Any) -> tuple["ShardSet", str]:
     """The shards to measure on, and what they are called."""
+    from llmt.checkpoints.runs import read_finished
     from llmt.data.prepare import prepare_shards
 
     if settings.data:
-        config = DataConfig(sources=settings.data, validation_split=0.0, block_size=2)
+        config = DataConfig(
+            sources=settings.data, validation_split=0.0, block_size=2, encoding_errors=settings.encoding_errors
+        )
         return prepare_shards(config, tokenizer, cache_directory(None) / "shards").train, ", ".join(settings.data)
     path = _run_config(directory)
     if path is None:
@@ -80,6 +83,11 @@ def _held_out(settings: EvalSettings, directory: Path, tokenizer: Any) -> tuple[
         )
     data = load_run(ConfigSource(directory.name, path=path), environ={}).config.data
     prepared = prepare_shards(data, tokenizer, cache_directory(data.cache_dir) / "shards")
+    run = read_finished(path.parent)
+    if run is not None and run.record.get("data_fingerprint") != prepared.fingerprint:
+        raise MismatchError(
+            f"{directory}: the text of its run changed since", "put it back as it was, or llmt eval MODEL --data FILE"
+        )
     if prepared.validation is None:
         raise ModelFileError(f"{directory}: its run held nothing out", "llmt eval MODEL --data FILE")
     return prepared.validation, f"held-out part of {', '.join(data.sources)}"

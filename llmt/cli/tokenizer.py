@@ -10,11 +10,11 @@ from llmt.cli.context import CONTEXT
 from llmt.cli.options import with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import progress_bar
-from llmt.config.data import BUILTIN
+from llmt.config.data import BUILTIN, EncodingErrors
 from llmt.config.layers import Given
 from llmt.config.load import load_task
 from llmt.config.tasks import TokenizerInspectSettings, TokenizerTrainSettings
-from llmt.errors import BusyOutputError
+from llmt.errors import BusyOutputError, UsageError
 
 app = typer.Typer(help="Train tokenizers and look into them.", context_settings=CONTEXT)
 
@@ -26,26 +26,29 @@ SAMPLE_DOCUMENTS = 50
 def train(
     out: Output,
     given: list[Given],
-    files: Annotated[list[str] | None, typer.Argument(metavar="[FILES]...", help="Text to learn from.")] = None,
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILES", help="Text to learn from.")] = None,
 ) -> None:
     """Learn a tokenizer from text; without FILES, from the documentation inside Python."""
     settings = load_task("tokenizer_train", TokenizerTrainSettings, flags=given).config
     from llmt.checkpoints.atomic import staged_directory
     from llmt.data.sources import open_documents
     from llmt.tokenizers.inspect import inspect_tokenizer
-    from llmt.tokenizers.train import train_tokenizer
+    from llmt.tokenizers.train import OPTIONS, train_tokenizer
 
+    unread = [g.place for g in given if g.key in _TRAINING_OPTIONS and g.key not in OPTIONS[settings.algo]]
+    if unread:
+        raise UsageError(f"{unread[0]}: {settings.algo} does not read it", "leave it out, or name another --algo")
     sources = (*(files or ()), *settings.data) or (BUILTIN,)
     target = Path(settings.output_dir or Path("tokenizers") / settings.algo).expanduser()
     _claim(target, overwrite=settings.overwrite)
     options = settings.model_dump(include=set(_TRAINING_OPTIONS))
     with progress_bar(out, f"training {settings.algo}") as bar:
-        texts = (document.text for document in open_documents(sources))
+        texts = (document.text for document in open_documents(sources, encoding_errors=settings.encoding_errors))
         trained = train_tokenizer(settings.algo, texts, **options, progress=lambda done, total: bar.update(done, total))
     target.parent.mkdir(parents=True, exist_ok=True)
     with staged_directory(target, extra=None, replace=True) as staged:
         trained.save_pretrained(staged.path)
-    report = inspect_tokenizer(trained, _sample(sources))
+    report = inspect_tokenizer(trained, _sample(sources, settings.encoding_errors))
     values = {"directory": str(target), "algo": settings.algo, "vocab_size": trained.vocab_size,
               "characters_per_token": report.characters_per_token}  # fmt: skip
     if out.as_json:
@@ -67,7 +70,7 @@ def inspect(
     out: Output,
     given: list[Given],
     tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help="Directory of a tokenizer or model.")],
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Text to cut; without it, a sample.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Text to cut; without it, a sample.")] = None,
 ) -> None:
     """Show how a tokenizer cuts text, and how well."""
     settings = load_task("tokenizer_inspect", TokenizerInspectSettings, flags=given).config
@@ -105,11 +108,12 @@ def _claim(target: Path, *, overwrite: bool) -> None:
         raise BusyOutputError(f"{target}: holds a tokenizer already", "add --overwrite, or name another with -o")
 
 
-def _sample(sources: tuple[str, ...]) -> str:
+def _sample(sources: tuple[str, ...], encoding_errors: EncodingErrors = "strict") -> str:
     """The first documents of a corpus, as a text to measure on."""
     from llmt.data.sources import open_documents
 
-    texts = [document.text for document, _ in zip(open_documents(sources), range(SAMPLE_DOCUMENTS), strict=False)]
+    documents = open_documents(sources, encoding_errors=encoding_errors)
+    texts = [document.text for document, _ in zip(documents, range(SAMPLE_DOCUMENTS), strict=False)]
     return "\n".join(texts)[:1_000_000]
 
 

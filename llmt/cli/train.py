@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from llmt.training.keeper import RunKeeper
     from llmt.training.trainer import Trainer
 
-Config = Annotated[
-    str | None, typer.Argument(metavar="[CONFIG]", help="A template, a YAML file, or a run's directory.")
-]
+Config = Annotated[str | None, typer.Argument(metavar="CONFIG", help="A template, a YAML file, or a run's directory.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any setting by its dotted name.")
 ]
@@ -54,7 +52,8 @@ def train(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite: one goes on, the other starts again", "type one of the two")
     asked = _read(out, config, given, sets or (), resume=resume)
-    from llmt.training.build import check_device, claim_directory, run_directory, with_sources
+    from llmt.training.build import check_device, with_sources
+    from llmt.training.directory import claim_directory, run_directory
 
     if asked.lora.enabled and find_spec("peft") is None:
         raise MissingPackageError("peft", "it is not installed")
@@ -103,7 +102,7 @@ def _read(
         out.say(f"note: {note}")
     if not resume:
         return asked
-    from llmt.training.build import run_directory
+    from llmt.training.directory import run_directory
     from llmt.training.resume import check_same_config
 
     in_run = source.path is not None and source.path.name == "config.yaml"
@@ -131,7 +130,8 @@ def _first_base(out: Output, asked: TrainConfig) -> Path | None:
     if not asked.lora.enabled:
         return None
     out.say("no finished run under ./runs: training the quickstart model first, as the base")
-    from llmt.training.build import claim_directory, run_directory, with_sources
+    from llmt.training.build import with_sources
+    from llmt.training.directory import claim_directory, run_directory
 
     source = find_source(None)
     directory = run_directory(TrainConfig(name=source.name))
@@ -186,7 +186,7 @@ def _show_plan(out: Output, prepared: "Prepared") -> None:
 def _train(
     out: Output, asked: TrainConfig, directory: Path, base: Path | None, *, resume: bool, overwrite: bool = False
 ) -> None:
-    from llmt.training.build import build_trainer, clear_directory
+    from llmt.training.build import build_trainer
     from llmt.training.finish import finish
 
     started = time.monotonic()
@@ -195,9 +195,7 @@ def _train(
         out.say(f"warning: {sentence}", "yellow")
     if not out.as_json:
         _show_plan(out, prepared)
-    if overwrite:
-        clear_directory(directory)
-    trainer, keeper = build_trainer(prepared, base=base)
+    trainer, keeper = build_trainer(prepared, base=base, overwrite=overwrite)
     if trainer.notes:
         out.say(f"note: the resume is not bit for bit: {', '.join(trainer.notes)}")
     if resume:

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from llmt.config.base import Count, Flag, Number, Section, Text, TextList
 
+EncodingErrors = Literal["strict", "replace"]
+
 BUILTIN = "builtin"
 BUILTIN_INSTRUCTIONS = "builtin:instructions"
 
@@ -21,7 +23,7 @@ class DataConfig(Section):
     text_column: Text = "text"
     """Field of a .jsonl row that holds the text."""
 
-    encoding_errors: Literal["strict", "replace"] = "strict"
+    encoding_errors: EncodingErrors = "strict"
     """What to do with bytes that are not UTF-8: stop and name the offset, or put U+FFFD there."""
 
     validation_sources: TextList = ()

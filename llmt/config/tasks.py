@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from llmt.config.base import Count, Flag, Number, Section, Size, Text, TextLines, TextList
+from llmt.config.data import EncodingErrors
 from llmt.config.run import Device
 from llmt.config.tokenizer import TokenizerTraining
 
@@ -15,6 +16,9 @@ class TokenizerTrainSettings(TokenizerTraining):
 
     data: TextList = ()
     """Files, folders or glob patterns to learn from. Empty means the documentation inside the running Python."""
+
+    encoding_errors: EncodingErrors = "strict"
+    """What to do with bytes that are not UTF-8: stop and name the offset, or put U+FFFD there."""
 
     output_dir: Text | None = None
     """Directory to write. None means `./tokenizers/ALGO`."""
@@ -38,6 +42,9 @@ class EvalSettings(Section):
 
     data: TextList = ()
     """Files, folders or glob patterns to measure on. Empty means the held-out part of the run's own data."""
+
+    encoding_errors: EncodingErrors = "strict"
+    """What to do with bytes in `data` that are not UTF-8: stop and name the offset, or put U+FFFD there."""
 
     adapter: Text | None = None
     """Directory of an adapter to put on the model."""

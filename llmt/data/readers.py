@@ -3,12 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
+from llmt.config.data import EncodingErrors
 from llmt.data.documents import Document
 from llmt.errors import DataError, StorageError
 
-EncodingErrors = Literal["strict", "replace"]
 _MARK = "\ufeff"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -74,7 +73,7 @@ def _decode(content: bytes, path: Path, offset: int, encoding_errors: EncodingEr
         place = f"{path}: byte 0x{content[error.start]:02x} at offset {offset + error.start} is not UTF-8"
         if offset == 0 and content.startswith(_UTF16_MARKS):
             raise DataError(f"{place}: this is UTF-16", "save the file as UTF-8") from None
-        raise DataError(place, "--set data.encoding_errors=replace") from None
+        raise DataError(place, "save it as UTF-8, or add --encoding-errors replace") from None
 
 
 def _row_text(line: str, place: str, column: str, encoding_errors: EncodingErrors) -> str:
@@ -107,7 +106,7 @@ def _without_surrogates(text: str, place: str, encoding_errors: EncodingErrors) 
         if encoding_errors == "strict":
             half = f"\\u{ord(text[error.start]):04x}"
             raise DataError(
-                f"{place} holds half a surrogate pair, {half}", "--set data.encoding_errors=replace"
+                f"{place} holds half a surrogate pair, {half}", "save it as UTF-8, or add --encoding-errors replace"
             ) from None
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text

@@ -9,10 +9,10 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
-from llmt.config.data import BUILTIN, BUILTIN_INSTRUCTIONS
+from llmt.config.data import BUILTIN, BUILTIN_INSTRUCTIONS, EncodingErrors
 from llmt.data.builtin import builtin_documents, builtin_fingerprint, builtin_instructions
 from llmt.data.documents import Document
-from llmt.data.readers import EncodingErrors, read_jsonl, read_text, unreadable
+from llmt.data.readers import read_jsonl, read_text, unreadable
 from llmt.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")

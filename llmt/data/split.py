@@ -37,8 +37,8 @@ def describe_split(share: float, documents: int) -> str:
     if share == 0:
         return "nothing is held out, so nothing is validated"
     if documents < FEW_DOCUMENTS:
-        return f"the last {share:.3g} of each text is held out (fewer than {FEW_DOCUMENTS} documents)"
-    return f"a share of {share:.3g} of the documents is held out, chosen by the hash of their text"
+        return f"the last {100 * share:.3g} % of each text is held out (fewer than {FEW_DOCUMENTS} documents)"
+    return f"{100 * share:.3g} % of the documents are held out, chosen by the hash of their text"
 
 
 def _choose(documents: Iterator[Document], share: float) -> Iterator[tuple[Document, bool]]:

@@ -55,6 +55,12 @@ def is_llama(values: Mapping[str, Any]) -> bool:
     )
 
 
+def context_of(values: Mapping[str, Any]) -> int | None:
+    """The longest context that a `config.json` names, in tokens; None where it names none."""
+    found = values.get("max_position_embeddings") or values.get("n_positions")
+    return int(found) if found else None
+
+
 def parse_llama_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfig, int, int]:
     """The network that a Llama `config.json` describes.
 

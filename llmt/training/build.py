@@ -1,15 +1,13 @@
 """configuration -> a trainer that is ready to run."""
 
 import math
-import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmt.checkpoints import layout
 from llmt.checkpoints.files import require_free_space
 from llmt.checkpoints.store import Checkpoint, CheckpointStore
 from llmt.config.data import BUILTIN, BUILTIN_INSTRUCTIONS
@@ -17,17 +15,18 @@ from llmt.config.load import cache_directory
 from llmt.config.model import ModelConfig
 from llmt.config.run import TrainConfig
 from llmt.data.loader import BatchLoader, count_blocks, evaluation_batches
-from llmt.errors import BusyOutputError, MismatchError, ModelFileError
+from llmt.errors import ModelFileError
 from llmt.models.base import BaseLanguageModel
-from llmt.models.llama import is_llama, parse_llama_config
+from llmt.models.llama import context_of, is_llama, parse_llama_config
 from llmt.models.load import load_model, read_config
 from llmt.models.lora import LoraModel, add_lora
 from llmt.models.transformer import TransformerLM
 from llmt.system.estimate import Workload, checkpoint_bytes
 from llmt.system.machine import inspect_machine, measure_speed
-from llmt.system.plan import RunPlan, choose_device, choose_threads, plan_run
+from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, plan_run
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
-from llmt.training.keeper import RunKeeper, audit_values, read_checkpoint
+from llmt.training.directory import clear_directory
+from llmt.training.keeper import RunKeeper, audit_values, read_checkpoint, read_state
 from llmt.training.optim import Optimizer
 from llmt.training.resume import check_same_run, pin_plan, weights_fingerprint
 from llmt.training.schedule import Schedule, warmup_steps
@@ -47,7 +46,9 @@ class Prepared:
         plan: What will be done.
         work: Size of one pass.
         checkpoint: What a resume goes on from.
+        fingerprint: What the run depends on, by name.
         damaged: Checkpoints that were passed over, one sentence each.
+        notes: Why a resumed run is not the same bit for bit, one phrase each.
     """
 
     config: TrainConfig
@@ -56,7 +57,9 @@ class Prepared:
     plan: RunPlan
     work: Workload
     checkpoint: Checkpoint | None
+    fingerprint: dict[str, Any]
     damaged: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def with_sources(config: TrainConfig) -> TrainConfig:
@@ -67,16 +70,6 @@ def with_sources(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"sources": (source,)})})
 
 
-def run_directory(config: TrainConfig) -> Path:
-    """`output_dir`, else `./runs/NAME`; an adapter's name ends in `-lora`."""
-    if config.output_dir is not None:
-        return Path(config.output_dir).expanduser()
-    name = config.name or "run"
-    if config.lora.enabled and not name.endswith("lora"):
-        name += "-lora"
-    return Path(layout.RUNS_DIRECTORY) / name
-
-
 def check_device(config: TrainConfig) -> None:
     """Refuse a device that is absent before anything is read or written.
 
@@ -84,44 +77,6 @@ def check_device(config: TrainConfig) -> None:
         DeviceError: It was named and is not here.
     """
     choose_device(config.device, inspect_machine())
-
-
-def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that a run may be written there.
-
-    Raises:
-        BusyOutputError: Another run is there and neither option was given, or what is there is no run.
-        ModelFileError: There is nothing to resume.
-    """
-    own = (layout.LOCK, layout.LOCK_OWNER)
-    found = directory.is_dir() and any(path.name not in own for path in directory.iterdir())
-    is_run = (directory / layout.RUN_CONFIG).is_file()
-    if directory.exists() and not directory.is_dir():
-        raise BusyOutputError(f"{directory}: is a file", "name another directory with --output-dir")
-    if resume:
-        if not CheckpointStore(directory).steps():
-            raise ModelFileError(f"{directory}: no checkpoint to resume from", "llmt train   starts a new run")
-        return
-    if found and not overwrite:
-        raise BusyOutputError(
-            f"{directory}: holds {'another run' if is_run else 'files'} already",
-            f"llmt train {directory} --resume   goes on; --overwrite replaces it; or name another with --output-dir",
-        )
-    if found and not is_run:
-        raise BusyOutputError(
-            f"{directory}: is not a run of llmt, so --overwrite leaves it alone", "name another with -o"
-        )
-
-
-def clear_directory(directory: Path) -> None:
-    """Remove the run that stands there, checkpoints first; the lock stays."""
-    for path in sorted(directory.iterdir()):
-        if path.name in (layout.LOCK, layout.LOCK_OWNER):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: bool, progress: Progress) -> Prepared:
@@ -145,6 +100,7 @@ def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: 
     torch.set_num_threads(choose_threads(config.threads, machine).value)
     checkpoint, damaged = _newest(directory) if resume else (None, ())
     source = checkpoint.path if checkpoint is not None else base
+    config, shortened = _within_context(config, base)
     corpus = prepare_corpus(
         config, cache_directory(config.data.cache_dir), tokenizer_directory=source, progress=progress
     )
@@ -160,14 +116,19 @@ def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: 
     )
     speed = measure_speed(device.kind, torch.get_num_threads())
     plan = plan_run(config, machine, device, why, speed, work, steps)
+    plan = replace(plan, lines=plan.lines + shortened)
     if checkpoint is not None:
         plan = pin_plan(directory, plan, config)
+    fingerprint = _fingerprint(config, corpus, plan, base)
+    notes = () if checkpoint is None else tuple(check_same_run(read_state(checkpoint), fingerprint))
     require_free_space(directory, 3 * checkpoint_bytes(work.parameters, work.trainable))
-    return Prepared(config, directory, corpus, plan, work, checkpoint, damaged)
+    return Prepared(config, directory, corpus, plan, work, checkpoint, fingerprint, damaged, notes)
 
 
-def build_trainer(prepared: Prepared, *, base: Path | None) -> tuple[Trainer, RunKeeper]:
+def build_trainer(prepared: Prepared, *, base: Path | None, overwrite: bool = False) -> tuple[Trainer, RunKeeper]:
     """Make the model, the optimizer and the trainer, and put them where a resume left off.
+
+    With `overwrite`, the run that stood there is removed once everything else has been made.
 
     Raises:
         MismatchError: The checkpoint belongs to another run.
@@ -185,13 +146,26 @@ def build_trainer(prepared: Prepared, *, base: Path | None) -> tuple[Trainer, Ru
     keeper = RunKeeper(prepared.directory, model, corpus.tokenizer, config, plan, base)
     schedule, limits = _schedule(config, plan), _limits(config, plan, loader)
     trainer = Trainer(model, optimizer, loader, schedule, limits, keeper, config.seed)
-    trainer.fingerprint = _fingerprint(prepared, base)
+    trainer.fingerprint, trainer.notes = prepared.fingerprint, prepared.notes
     if data.validation is not None:
         _validate(trainer, prepared)
     if prepared.checkpoint is not None:
         _restore(trainer, prepared.checkpoint)
+    if overwrite:
+        clear_directory(prepared.directory)
     keeper.begin(audit_values(data.audit, data.notes))
     return trainer, keeper
+
+
+def _within_context(config: TrainConfig, base: Path | None) -> tuple[TrainConfig, tuple[PlanLine, ...]]:
+    """The configuration with blocks no longer than the base's context, and the line of the plan that says so."""
+    context = None if base is None else context_of(read_config(base))
+    asked = config.data.block_size
+    if context is None or asked <= context:
+        return config, ()
+    data = config.data.model_copy(update={"block_size": context})
+    line = PlanLine("block_size", context, f"the context of the base, {asked} was asked")
+    return config.model_copy(update={"data": data}), (line,)
 
 
 def _newest(directory: Path) -> tuple[Checkpoint, tuple[str, ...]]:
@@ -228,11 +202,6 @@ def _model(
     dtype = DTYPES[plan.precision]
     if base is not None:
         model = load_model(base, device=plan.device)
-        if config.data.block_size > model.context_length:
-            raise MismatchError(
-                f"data.block_size {config.data.block_size} is longer than the base's context of {model.context_length}",
-                f"--block-size {model.context_length}",
-            )
         if isinstance(model, TransformerLM):
             model.set_dropout(config.model.attention_dropout, config.model.hidden_dropout)
     else:
@@ -298,13 +267,12 @@ def _validate(trainer: Trainer, prepared: Prepared) -> None:
     trainer.validate_with(batches, shards.text_bytes if whole else 0)
 
 
-def _fingerprint(prepared: Prepared, base: Path | None) -> dict[str, Any]:
-    plan = prepared.plan
+def _fingerprint(config: TrainConfig, corpus: Corpus, plan: RunPlan, base: Path | None) -> dict[str, Any]:
     return {
         # The checkpoints of an adapter do not hold the weights below it.
-        "base": weights_fingerprint(base) if base is not None and prepared.config.lora.enabled else None,
-        "data": prepared.corpus.data.fingerprint,
-        "tokenizer": prepared.corpus.tokenizer.fingerprint(),
+        "base": weights_fingerprint(base) if base is not None and config.lora.enabled else None,
+        "data": corpus.data.fingerprint,
+        "tokenizer": corpus.tokenizer.fingerprint(),
         "torch": torch.__version__,
         "device": plan.device,
         "precision": plan.precision,
@@ -315,7 +283,6 @@ def _fingerprint(prepared: Prepared, base: Path | None) -> dict[str, Any]:
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     state, weights, optimizer = read_checkpoint(checkpoint)
-    trainer.notes = tuple(check_same_run(state, trainer.fingerprint))
     if isinstance(trainer.model, LoraModel):
         trainer.model.load_adapter_weights(weights)
         masters = trainer.optimizer.masters()

@@ -122,10 +122,19 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[RunState, dict[str, Tensor]
     Raises:
         ModelFileError: A file is damaged or of another format version.
     """
-    state = parse_state(read_json(checkpoint.path, layout.STATE), str(checkpoint.path / layout.STATE))
+    state = read_state(checkpoint)
     adapter = checkpoint.path / layout.ADAPTER_MODEL
     weights = load_tensors(adapter) if adapter.exists() else load_weights(checkpoint.path)
     return state, weights, load_tensors(checkpoint.path / layout.OPTIMIZER)
+
+
+def read_state(checkpoint: Checkpoint) -> RunState:
+    """The state of a verified checkpoint.
+
+    Raises:
+        ModelFileError: It is of another format version.
+    """
+    return parse_state(read_json(checkpoint.path, layout.STATE), str(checkpoint.path / layout.STATE))
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:

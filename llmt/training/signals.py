@@ -22,7 +22,9 @@ def stop_on_signal(request: Callable[[int], None]) -> Iterator[None]:
         asked.append(signum)
         request(signum)
 
-    earlier = {signum: signal.signal(signum, handle) for signum in STOP_SIGNALS}
+    # What was told to be ignored stays ignored: a run under nohup outlives its terminal.
+    heard = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+    earlier = {signum: signal.signal(signum, handle) for signum in heard}
     try:
         yield
     finally:

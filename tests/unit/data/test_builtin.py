@@ -109,12 +109,8 @@ def test_a_module_is_its_docstrings_in_source_order(tmp_path: Path) -> None:
 def test_an_instruction_is_a_call_and_its_first_paragraph(tmp_path: Path) -> None:
     """Public functions and methods that are called, as a user would write them."""
     assert list(instructions(_library(tmp_path))) == [
-        Instruction(
-            "What does `a.outer(x, *, flag=True)` do?", "Does a thing to x.", "builtin:instructions/a"
-        ),
-        Instruction(
-            "What does `a.Box.put(item, /, where='top')` do?", "Put it in.", "builtin:instructions/a"
-        ),
+        Instruction("What does `a.outer(x, *, flag=True)` do?", "Does a thing to x.", "builtin:instructions/a"),
+        Instruction("What does `a.Box.put(item, /, where='top')` do?", "Put it in.", "builtin:instructions/a"),
         Instruction("What does `a.Box.of(size)` do?", "A box of a size.", "builtin:instructions/a"),
         Instruction("What does `pkg.f()` do?", "Inside.", "builtin:instructions/pkg"),
         Instruction("What does `pkg.g()` do?", "Fresh.", "builtin:instructions/pkg"),

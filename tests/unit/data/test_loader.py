@@ -87,9 +87,7 @@ def test_epochs_differ_and_a_batch_may_span_two() -> None:
 
 def test_another_seed_is_another_order() -> None:
     """And the same seed is the same one."""
-    orders = [
-        [row[0] for row in _rows(BatchLoader(_shards(1001), 10, 4, seed), 0, 100)] for seed in (1, 1, 2)
-    ]
+    orders = [[row[0] for row in _rows(BatchLoader(_shards(1001), 10, 4, seed), 0, 100)] for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 

@@ -32,9 +32,7 @@ def test_the_order_is_the_same_in_every_version() -> None:
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     """Twenty epochs of five seeds give a hundred different orders."""
-    orders = {
-        tuple(sample_indices(seed, epoch * 50, 50, 50).tolist()) for seed in range(5) for epoch in range(20)
-    }
+    orders = {tuple(sample_indices(seed, epoch * 50, 50, 50).tolist()) for seed in range(5) for epoch in range(20)}
     assert len(orders) == 100
 
 

@@ -79,9 +79,7 @@ def test_batches_of_any_size_give_the_same_ids(tmp_path: Path, tokenizer: Tokeni
     assert seen[-1] == (prepared.train.text_bytes, 1501)
 
 
-def test_validation_sources_are_held_out_whole(
-    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder
-) -> None:
+def test_validation_sources_are_held_out_whole(tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder) -> None:
     """And `sources` is trained on whole; held-out documents that are trained on as well are counted."""
     folder = text_folder(30)
     held = tmp_path / "held.txt"
@@ -101,18 +99,14 @@ def test_the_cache_is_used_again(tmp_path: Path, tokenizer: Tokenizer, text_fold
     config = _config(text_folder(25))
     first = prepare_shards(config, tokenizer, tmp_path / "cache")
     before = {path: path.stat().st_mtime_ns for path in first.directory.iterdir()}
-    second = prepare_shards(
-        config, tokenizer, tmp_path / "cache", progress=lambda *_: pytest.fail("read again")
-    )
+    second = prepare_shards(config, tokenizer, tmp_path / "cache", progress=lambda *_: pytest.fail("read again"))
     assert (first.reused, second.reused) == (False, True)
     assert {path: path.stat().st_mtime_ns for path in second.directory.iterdir()} == before
     assert (second.audit, second.notes, second.fingerprint) == (first.audit, first.notes, first.fingerprint)
     assert first.directory == tmp_path / "cache" / first.fingerprint[:16]
 
 
-def test_text_of_the_same_size_and_time_is_new_text(
-    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder
-) -> None:
+def test_text_of_the_same_size_and_time_is_new_text(tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder) -> None:
     """A cache is never taken for text that changed."""
     folder = text_folder(3)
     config = _config(folder, validation_split=0)
@@ -150,12 +144,8 @@ def test_every_option_that_decides_the_ids_is_in_the_fingerprint(
     assert len(prints) == 7
 
 
-@pytest.mark.parametrize(
-    "damage", ["cut", "flip", "missing", "no manifest", "bad manifest", "other", "empty"]
-)
-def test_a_damaged_cache_is_made_again(
-    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder, damage: str
-) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "no manifest", "bad manifest", "other", "empty"])
+def test_a_damaged_cache_is_made_again(tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder, damage: str) -> None:
     """Whatever is wrong with it, the ids that come out are right and the cache is whole afterwards."""
     config = _config(text_folder(25))
     first = prepare_shards(config, tokenizer, tmp_path / "cache")
@@ -223,18 +213,13 @@ def test_a_killed_process_leaves_no_usable_half(tmp_path: Path, after: int) -> N
     assert [folder.name.startswith(".tmp-") for folder in left] == [True]
     tokenizer = train_bpe(["a few words to train on"], vocab_size=300)
     config = _config(path)
-    assert (
-        open_prepared(cache / fingerprint_data(config, tokenizer)[:16], fingerprint_data(config, tokenizer))
-        is None
-    )
+    assert open_prepared(cache / fingerprint_data(config, tokenizer)[:16], fingerprint_data(config, tokenizer)) is None
     resumed = prepare_shards(config, tokenizer, cache)
     assert not resumed.reused
     assert _ids(resumed.train) == _ids(prepare_shards(config, tokenizer, tmp_path / "other").train)
 
 
-def test_what_was_abandoned_a_day_ago_is_removed(
-    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder
-) -> None:
+def test_what_was_abandoned_a_day_ago_is_removed(tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder) -> None:
     """What is being written now stays."""
     cache = tmp_path / "cache"
     for name, age in ((".tmp-old", 2 * 24 * 3600.0), (".tmp-new", 60.0)):
@@ -300,9 +285,7 @@ def test_a_cache_folder_that_cannot_be_made_is_a_storage_error(
         prepare_shards(_config(text_folder(3)), tokenizer, tmp_path / "cache")
 
 
-def test_two_processes_may_make_the_same_shards(
-    tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder
-) -> None:
+def test_two_processes_may_make_the_same_shards(tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder) -> None:
     """The one that comes second takes what the first one published."""
     config = _config(text_folder(3))
     inner: list[PreparedData] = []
@@ -318,9 +301,7 @@ def test_two_processes_may_make_the_same_shards(
 
 def test_the_audit_counts_what_was_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Documents, bytes, repeats, lost characters, extremes and the held-out share."""
-    texts = ["one two three " * 20, "äöü", "äöü", "lost \ufffd\ufffd"] + [
-        f"text {number}" for number in range(21)
-    ]
+    texts = ["one two three " * 20, "äöü", "äöü", "lost \ufffd\ufffd"] + [f"text {number}" for number in range(21)]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     prepared = prepare_shards(_config(path, validation_split=0.2), tokenizer, tmp_path / "cache")
@@ -335,7 +316,7 @@ def test_the_audit_counts_what_was_read(tmp_path: Path, tokenizer: Tokenizer) ->
     assert audit.held_out_share == pytest.approx(held.text_bytes / size)
     assert prepared.train.text_bytes + held.text_bytes == size
     assert prepared.notes == (
-        "a share of 0.2 of the documents is held out, chosen by the hash of their text",
+        "20 % of the documents are held out, chosen by the hash of their text",
         "1 of 25 documents repeat an earlier one",
         "2 characters are U+FFFD: text was lost when it was decoded",
     )

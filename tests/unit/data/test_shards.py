@@ -20,18 +20,14 @@ def _write(folder: Path, documents: list[list[int]], vocab_size: int, eos: int =
     return open_shards(folder, "train")
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 99), max_size=20), max_size=10), st.sampled_from([100, 65_536, 65_537])
-)
+@given(st.lists(st.lists(st.integers(0, 99), max_size=20), max_size=10), st.sampled_from([100, 65_536, 65_537]))
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], vocab_size: int
 ) -> None:
     """One end-of-text id before the first document and one after each; offsets find every document."""
     shards = _write(tmp_path_factory.mktemp("shards"), documents, vocab_size, eos=7)
     assert shards.tokens.tolist() == [7, *(token for ids in documents for token in [*ids, 7])]
-    assert [shards.document(number).tolist() for number in range(shards.documents)] == [
-        [*d, 7] for d in documents
-    ]
+    assert [shards.document(number).tolist() for number in range(shards.documents)] == [[*d, 7] for d in documents]
     assert shards.targets == len(shards.tokens) - 1
     assert (shards.text_bytes, shards.vocab_size, shards.eos_token_id) == (10 * len(documents), vocab_size, 7)
 

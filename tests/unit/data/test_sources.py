@@ -72,7 +72,7 @@ def test_the_offset_of_a_bad_byte_is_exact(tmp_path: Path, suffix: str, before: 
     with pytest.raises(DataError) as error:
         _texts(path)
     assert error.value.message == f"{path}: byte 0xe9 at offset {len(good) + 13} is not UTF-8"
-    assert error.value.hint == "--set data.encoding_errors=replace"
+    assert error.value.hint == "save it as UTF-8, or add --encoding-errors replace"
 
 
 def test_bad_bytes_can_be_replaced(tmp_path: Path) -> None:
@@ -233,6 +233,4 @@ def test_where_one_file_ends_and_the_next_begins_is_part_of_the_fingerprint(tmp_
         for name, text in files.items():
             (tmp_path / folder / name).write_text(text)
     prints = {fingerprint_sources([str(tmp_path / folder)]) for folder in contents}
-    assert (
-        len(prints | {fingerprint_sources(["builtin"]), fingerprint_sources(["builtin:instructions"])}) == 5
-    )
+    assert len(prints | {fingerprint_sources(["builtin"]), fingerprint_sources(["builtin:instructions"])}) == 5

@@ -163,9 +163,7 @@ def test_hash_seed_does_not_matter() -> None:
     outputs = set()
     for seed in ("0", "1"):
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(root)}
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=root, env=env, capture_output=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, check=True)
         outputs.add(done.stdout)
     assert len(outputs) == 1
 

@@ -172,9 +172,7 @@ def test_harmful_files_are_refused(name: str, bpe: FastTokenizer, tmp_path: Path
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"model": NaN}', b"PK\x03\x04"]
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"model": NaN}', b"PK\x03\x04"])
 def test_files_that_are_no_tokenizer(content: bytes, tmp_path: Path) -> None:
     """Cut, binary or unrelated files are refused by name."""
     (tmp_path / "tokenizer.json").write_bytes(content)

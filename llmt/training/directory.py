@@ -1,0 +1,58 @@
+"""Where a run is kept, and whether it may be written there."""
+
+import shutil
+from pathlib import Path
+
+from llmt.checkpoints import layout
+from llmt.checkpoints.store import CheckpointStore
+from llmt.config.run import TrainConfig
+from llmt.errors import BusyOutputError, ModelFileError
+
+
+def run_directory(config: TrainConfig) -> Path:
+    """`output_dir`, else `./runs/NAME`; an adapter's name ends in `-lora`."""
+    if config.output_dir is not None:
+        return Path(config.output_dir).expanduser()
+    name = config.name or "run"
+    if config.lora.enabled and not name.endswith("lora"):
+        name += "-lora"
+    return Path(layout.RUNS_DIRECTORY) / name
+
+
+def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that a run may be written there.
+
+    Raises:
+        BusyOutputError: Another run is there and neither option was given, or what is there is no run.
+        ModelFileError: There is nothing to resume.
+    """
+    own = (layout.LOCK, layout.LOCK_OWNER)
+    found = directory.is_dir() and any(path.name not in own for path in directory.iterdir())
+    is_run = (directory / layout.RUN_CONFIG).is_file()
+    if directory.exists() and not directory.is_dir():
+        raise BusyOutputError(f"{directory}: is a file", "name another directory with --output-dir")
+    if resume:
+        if not CheckpointStore(directory).steps():
+            raise ModelFileError(f"{directory}: no checkpoint to resume from", "llmt train   starts a new run")
+        return
+    if found and not overwrite:
+        resumable = f"llmt train {directory} --resume   goes on; " if CheckpointStore(directory).steps() else ""
+        raise BusyOutputError(
+            f"{directory}: holds {'another run' if is_run else 'files'} already",
+            f"{resumable}--overwrite replaces a run; or name another directory with --output-dir",
+        )
+    if found and not is_run:
+        raise BusyOutputError(
+            f"{directory}: is not a run of llmt, so --overwrite leaves it alone", "name another with -o"
+        )
+
+
+def clear_directory(directory: Path) -> None:
+    """Remove the run that stands there, checkpoints first; the lock stays."""
+    for path in sorted(directory.iterdir()):
+        if path.name in (layout.LOCK, layout.LOCK_OWNER):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
