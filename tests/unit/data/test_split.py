@@ -97,5 +97,5 @@ def test_no_more_than_the_first_documents_are_read_ahead() -> None:
 def test_the_split_is_described_as_it_is_done() -> None:
     """One sentence for each of the three ways."""
     assert "nothing is held out" in describe_split(0, 50)
-    assert "last 0.05 of each text" in describe_split(0.05, FEW_DOCUMENTS - 1)
-    assert "0.05 of the documents" in describe_split(0.05, FEW_DOCUMENTS)
+    assert "last 5 % of each text" in describe_split(0.05, FEW_DOCUMENTS - 1)
+    assert "5 % of the documents" in describe_split(0.05, FEW_DOCUMENTS)
