@@ -270,9 +270,7 @@ def _show_result(out: Output, finished: "Finished", prepared: "Prepared", second
         for piece in sample_text(finished, prepared):
             out.stream(piece)
         out.result("")
-    base = f" --adapter {finished.directory}" if prepared.config.lora.enabled else ""
-    target = str(prepared.config.base or "MODEL") if base else str(finished.directory)
     out.heading("next")
-    out.say(f"  llmt generate {target}{base}")
-    out.say(f"  llmt eval {target}{base}")
+    out.say(f"  llmt generate {finished.directory}")
+    out.say(f"  llmt eval {finished.directory}")
     out.say(f"  llmt train {finished.directory} --resume --max-steps {2 * prepared.plan.total_steps}")
