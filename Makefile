@@ -46,6 +46,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "== Creating $(VENV)"
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "llmt needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	@echo "== Installing llmt and what it needs: the first time this fetches some hundred megabytes"
+	@echo "== Installing llmt and what it needs: the first time this fetches torch and what it brings"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
 	@touch $(READY)

@@ -14,7 +14,7 @@ from llmt.config.data import DataConfig
 from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, cache_directory, load_run, load_task
 from llmt.config.tasks import EvalSettings
-from llmt.errors import MismatchError, ModelFileError
+from llmt.errors import MismatchError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from llmt.data.shards import ShardSet
@@ -35,17 +35,22 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
     opened = open_with_tokenizer(model, settings.adapter, settings.device)
     loaded, directory = opened.model, opened.directory
     shards, source = _held_out(settings, directory, opened.tokenizer)
+    if settings.block_size is not None and settings.block_size > loaded.context_length:
+        raise UsageError(
+            f"--block-size {settings.block_size}: the model's context is {loaded.context_length} tokens", "leave it out"
+        )
     size = settings.block_size or min(loaded.context_length, _trained_length(directory) or loaded.context_length)
     blocks = count_blocks(shards, size)
     batches = evaluation_batches(shards, size, settings.batch_size)
     whole = settings.max_batches is None or settings.max_batches * settings.batch_size >= blocks
+    countable = whole and opened.tokenizer.is_lossless
     if settings.max_batches is not None:
         batches = (batch for batch, _ in zip(batches, range(settings.max_batches), strict=False))
     with progress_bar(out, "evaluating") as bar:
         report = measure(
             loaded,
             batches,
-            text_bytes=shards.text_bytes if whole else 0,
+            text_bytes=shards.text_bytes if countable else 0,
             progress=lambda tokens: bar.update(tokens, shards.targets),
         )
     values = {**report.values(), "data": source, "block_size": size, "device": opened.device}
@@ -54,7 +59,8 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
     if out.as_json:
         out.json(values)
         return
-    bits = f"{report.bits_per_byte:.4f}" if report.bits_per_byte is not None else "not known: only a part was measured"
+    why = "only a part was measured" if not whole else "the tokenizer drops bytes"
+    bits = f"{report.bits_per_byte:.4f}" if report.bits_per_byte is not None else f"not known: {why}"
     rows: list[tuple[str, Any]] = [
         ("bits per byte", bits),
         ("perplexity", f"{report.perplexity:.3f}"),
@@ -73,7 +79,11 @@ def _held_out(settings: EvalSettings, directory: Path, tokenizer: Any) -> tuple[
 
     if settings.data:
         config = DataConfig(
-            sources=settings.data, validation_split=0.0, block_size=2, encoding_errors=settings.encoding_errors
+            sources=settings.data,
+            validation_split=0.0,
+            block_size=2,
+            encoding_errors=settings.encoding_errors,
+            text_column=settings.text_column,
         )
         return prepare_shards(config, tokenizer, cache_directory(None) / "shards").train, ", ".join(settings.data)
     path = _run_config(directory)

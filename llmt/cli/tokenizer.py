@@ -43,12 +43,17 @@ def train(
     _claim(target, overwrite=settings.overwrite)
     options = settings.model_dump(include=set(_TRAINING_OPTIONS))
     with progress_bar(out, f"training {settings.algo}") as bar:
-        texts = (document.text for document in open_documents(sources, encoding_errors=settings.encoding_errors))
+        texts = (
+            document.text
+            for document in open_documents(
+                sources, text_column=settings.text_column, encoding_errors=settings.encoding_errors
+            )
+        )
         trained = train_tokenizer(settings.algo, texts, **options, progress=lambda done, total: bar.update(done, total))
     target.parent.mkdir(parents=True, exist_ok=True)
     with staged_directory(target, extra=None, replace=True) as staged:
         trained.save_pretrained(staged.path)
-    report = inspect_tokenizer(trained, _sample(sources, settings.encoding_errors))
+    report = inspect_tokenizer(trained, _sample(sources, settings.encoding_errors, settings.text_column))
     values = {"directory": str(target), "algo": settings.algo, "vocab_size": trained.vocab_size,
               "characters_per_token": report.characters_per_token}  # fmt: skip
     if out.as_json:
@@ -108,11 +113,11 @@ def _claim(target: Path, *, overwrite: bool) -> None:
         raise BusyOutputError(f"{target}: holds a tokenizer already", "add --overwrite, or name another with -o")
 
 
-def _sample(sources: tuple[str, ...], encoding_errors: EncodingErrors = "strict") -> str:
+def _sample(sources: tuple[str, ...], encoding_errors: EncodingErrors = "strict", column: str = "text") -> str:
     """The first documents of a corpus, as a text to measure on."""
     from llmt.data.sources import open_documents
 
-    documents = open_documents(sources, encoding_errors=encoding_errors)
+    documents = open_documents(sources, text_column=column, encoding_errors=encoding_errors)
     texts = [document.text for document, _ in zip(documents, range(SAMPLE_DOCUMENTS), strict=False)]
     return "\n".join(texts)[:1_000_000]
 

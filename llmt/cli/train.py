@@ -1,8 +1,9 @@
 """`llmt train`: text to a finished model, with everything that was decided and why."""
 
+import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +15,8 @@ from llmt.cli.options import load_asked, with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import TrainingView, progress_bar
 from llmt.cli.signals import Stopped
-from llmt.config.layers import Given
-from llmt.config.load import ConfigSource, find_source, load_run
+from llmt.config.layers import Given, setting_of
+from llmt.config.load import ConfigSource, find_source, load_run, parse_sets
 from llmt.config.run import TrainConfig
 from llmt.errors import BusyOutputError, Interrupted, MissingPackageError, UsageError
 from llmt.units import format_count, format_duration, format_size
@@ -59,13 +60,19 @@ def train(
         raise MissingPackageError("peft", "it is not installed")
     asked = with_sources(asked)
     directory = run_directory(asked)
+    named = Path(config) if config is not None and not resume else None
+    base = _base(asked, named)
+    if base is not None:
+        asked = asked.model_copy(update={"base": str(base)})
+        if not resume:
+            _refuse_unread(given, sets or ())
     if plan:
-        _show_plan(out, _prepare(out, asked, directory, _base(asked), resume=resume))
+        _show_plan(out, _prepare(out, asked, directory, base, resume=resume))
         return
     check_device(asked)
     claim_directory(directory, resume=resume, overwrite=overwrite)
-    base = _base(asked) or _first_base(out, asked)
-    if base is not None:
+    if base is None and asked.lora.enabled:
+        base = _first_base(out, asked)
         asked = asked.model_copy(update={"base": str(base)})
     if overwrite and base is not None and directory.resolve() in (base.resolve(), *base.resolve().parents):
         raise BusyOutputError(f"{directory}: holds the base {base}", "name another directory with --output-dir")
@@ -115,20 +122,33 @@ def _read(
     return asked
 
 
-def _base(asked: TrainConfig) -> Path | None:
-    """The base that was named, or the newest finished run under an adapter."""
-    from llmt.checkpoints.runs import newest_finished, resolve_model_directory
+def _base(asked: TrainConfig, named: Path | None) -> Path | None:
+    """The base that was named, the run that was named, or the newest finished run under an adapter."""
+    from llmt.checkpoints.runs import newest_finished, read_finished, resolve_model_directory
 
     if asked.base is not None:
         return resolve_model_directory(Path(asked.base).expanduser())
+    if asked.lora.enabled and named is not None and read_finished(named) is not None:
+        return named
     newest = newest_finished() if asked.lora.enabled else None
     return newest.path if newest is not None else None
 
 
-def _first_base(out: Output, asked: TrainConfig) -> Path | None:
-    """Under an adapter with no finished run anywhere, the quickstart model is trained first."""
-    if not asked.lora.enabled:
-        return None
+def _refuse_unread(given: list[Given], sets: Sequence[str]) -> None:
+    """With a base, its own shape and tokenizer are used: a flag that says otherwise would not be read.
+
+    Raises:
+        UsageError: There is one.
+    """
+    typed = [*given, *parse_sets(sets, [])]
+    for value in typed:
+        path = setting_of(value.key)
+        if path.startswith("tokenizer.") or (path.startswith("model.") and not path.endswith("dropout")):
+            raise UsageError(f"{value.place}: the base brings its own {path.partition('.')[0]}", "leave it out")
+
+
+def _first_base(out: Output, asked: TrainConfig) -> Path:
+    """With no finished run anywhere, the quickstart model is trained first, as the base of an adapter."""
     out.say("no finished run under ./runs: training the quickstart model first, as the base")
     from llmt.training.build import with_sources
     from llmt.training.directory import claim_directory, run_directory
@@ -142,7 +162,7 @@ def _first_base(out: Output, asked: TrainConfig) -> Path | None:
     first = load_run(source, flags=full).config.model_copy(update={"name": directory.name, "output_dir": None})
     claim_directory(directory, resume=started, overwrite=False)
     with _held(directory):
-        _train(out, with_sources(first), directory, None, resume=started)
+        _train(out, with_sources(first), directory, None, resume=started, result=False)
     return directory
 
 
@@ -171,6 +191,8 @@ def _show_plan(out: Output, prepared: "Prepared") -> None:
         out.json({"model": model, "data": text, "notes": [*prepared.corpus.notes, *data.notes], **plan.values()})
         return
     out.heading("plan")
+    if prepared.config.base is not None:
+        out.say(f"  base    {prepared.config.base}")
     out.say(f"  model   {model}")
     out.say(f"  data    {text}")
     for note in (*prepared.corpus.notes, *data.notes):
@@ -184,8 +206,16 @@ def _show_plan(out: Output, prepared: "Prepared") -> None:
 
 
 def _train(
-    out: Output, asked: TrainConfig, directory: Path, base: Path | None, *, resume: bool, overwrite: bool = False
+    out: Output,
+    asked: TrainConfig,
+    directory: Path,
+    base: Path | None,
+    *,
+    resume: bool,
+    overwrite: bool = False,
+    result: bool = True,
 ) -> None:
+    """Train in a directory that is held, and show the result unless another run is still to come."""
     from llmt.training.build import build_trainer
     from llmt.training.finish import finish
 
@@ -199,7 +229,7 @@ def _train(
     if trainer.notes:
         out.say(f"note: the resume is not bit for bit: {', '.join(trainer.notes)}")
     if resume:
-        out.say(f"resuming at step {trainer.state.step} of {trainer.limits.max_steps}")
+        out.say(f"resuming at step {trainer.state.step} of {trainer.schedule.total_steps}")
     try:
         _steps(out, trainer, keeper, asked.logging.steps)
         finished = finish(trainer, keeper, prepared, base)
@@ -209,19 +239,21 @@ def _train(
     except (KeyboardInterrupt, Stopped) as stopped:
         signum = stopped.signum if isinstance(stopped, Stopped) else signal.SIGINT
         raise _stopped_at_once(directory, keeper, signum) from None
-    _show_result(out, finished, prepared, time.monotonic() - started)
+    if result or not out.as_json:
+        _show_result(out, finished, prepared, time.monotonic() - started)
 
 
 def _steps(out: Output, trainer: "Trainer", keeper: "RunKeeper", every: int) -> None:
     """Run the trainer to its end, showing and logging its reports."""
     from llmt.training.signals import stop_on_signal
 
-    view = TrainingView(out, trainer.limits.max_steps, every)
+    total, seconds = trainer.schedule.total_steps, trainer.limits.max_seconds or math.inf
+    view = TrainingView(out, total, every)
     first = trainer.state.step
     with stop_on_signal(trainer.request_stop), progress_bar(out, "training") as bar:
         for report in trainer.run():
             done = report.step - first
-            left = (trainer.limits.max_steps - report.step) * report.seconds / done
+            left = max(min((total - report.step) * report.seconds / done, seconds - trainer.state.seconds), 0)
             line = view.line(report.step, report.loss, report.learning_rate, report.tokens_per_second, left)
             view.show(bar, report.step, line)
             if report.evaluation is not None:
@@ -237,6 +269,16 @@ def _stopped_at_once(directory: Path, keeper: "RunKeeper", signum: int) -> Inter
         return Interrupted(f"stopped before {directory} had a checkpoint", "--overwrite starts it again", signum)
     kept = keeper.store.path(steps[-1])
     return Interrupted(f"stopped at once; {kept} is the last checkpoint", f"llmt train {directory} --resume", signum)
+
+
+def _twice(prepared: "Prepared") -> str:
+    """The flag that makes a run twice as long: that of the stop which ended it."""
+    training, total = prepared.config.training, prepared.plan.total_steps
+    if training.max_steps == total:
+        return f"--max-steps {2 * total}"
+    if training.max_tokens is not None:
+        return f"--max-tokens {2 * training.max_tokens}"
+    return f"--num-train-epochs {2 * (training.num_train_epochs or 1):g}"
 
 
 def _evaluation_line(step: int, values: dict[str, float | int | None], *, best: bool) -> str:
@@ -259,10 +301,9 @@ def _show_result(out: Output, finished: "Finished", prepared: "Prepared", second
     out.result(f"model: {finished.directory} (step {finished.step}, {format_duration(seconds)})")
     if finished.evaluation is not None:
         report = finished.evaluation
-        out.result(
-            f"validation: {report.bits_per_byte:.3f} bits per byte, perplexity {report.perplexity:.2f}, "
-            f"{report.tokens:,} tokens"
-        )
+        bits = report.bits_per_byte
+        measured = "" if bits is None else f"{bits:.3f} bits per byte, "
+        out.result(f"validation: {measured}perplexity {report.perplexity:.2f}, {report.tokens:,} tokens")
     if prepared.config.logging.sample_tokens:
         out.heading("sample")
         if prepared.config.logging.sample_prompt:
@@ -273,4 +314,4 @@ def _show_result(out: Output, finished: "Finished", prepared: "Prepared", second
     out.heading("next")
     out.say(f"  llmt generate {finished.directory}")
     out.say(f"  llmt eval {finished.directory}")
-    out.say(f"  llmt train {finished.directory} --resume --max-steps {2 * prepared.plan.total_steps}")
+    out.say(f"  llmt train {finished.directory} --resume {_twice(prepared)}")

@@ -148,6 +148,12 @@ def check(section: type[Section], layer: Iterable[Given]) -> list[str]:
     return merged.problems
 
 
+def setting_of(key: str) -> str:
+    """The dotted name behind a key as written: an alias's field, or the key itself."""
+    alias = find_alias(key)
+    return alias.path if alias is not None else key
+
+
 def flatten(
     values: Mapping[str, Any], places: Mapping[str, str], groups: Iterable[str], prefix: str = ""
 ) -> list[Given]:

@@ -25,6 +25,9 @@ ENVIRONMENT_PREFIX = "LLMT_"
 SHARED = ("device", "seed")
 """Settings of a run whose variables every command reads."""
 
+STOPS = ("max_steps", "num_train_epochs", "max_tokens")
+"""Settings that end a run by its work; `max_time` bounds it besides."""
+
 DEFAULT_TEMPLATE = "quickstart"
 LORA_TEMPLATE = "lora"
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -127,7 +130,21 @@ def load_run(
     layers.append(file_layer)
     layers.append([g for g in read_environment(environ, problems) if not _is_task(g.key)])
     layers.append([*flags, *parse_sets(sets, problems)])
-    return merge(TrainConfig, layers, problems)
+    return _own_stop(merge(TrainConfig, layers, problems))
+
+
+def _own_stop(loaded: Loaded[TrainConfig]) -> Loaded[TrainConfig]:
+    """A stop that the user chose replaces the template's: 5 epochs are not cut short by a template's steps."""
+    places = {name: loaded.origins.get(f"training.{name}", "") for name in STOPS}
+    training = loaded.config.training.model_dump()
+    from_template = [n for n, place in places.items() if training[n] is not None and place.startswith("template ")]
+    chosen = [n for n, place in places.items() if training[n] is not None and not place.startswith("template ")]
+    if not from_template or not chosen:
+        return loaded
+    cleared = loaded.config.training.model_copy(update=dict.fromkeys(from_template))
+    notes = tuple(f"training.{name} of the template gives way to {places[chosen[0]]}" for name in from_template)
+    config = loaded.config.model_copy(update={"training": cleared})
+    return Loaded(config, loaded.origins, loaded.notes + notes)
 
 
 def _template_layers(template: Any, groups: list[str]) -> list[list[Given]]:

@@ -17,6 +17,9 @@ class TokenizerTrainSettings(TokenizerTraining):
     data: TextList = ()
     """Files, folders or glob patterns to learn from. Empty means the documentation inside the running Python."""
 
+    text_column: Text = "text"
+    """Field of a .jsonl row that holds the text."""
+
     encoding_errors: EncodingErrors = "strict"
     """What to do with bytes that are not UTF-8: stop and name the offset, or put U+FFFD there."""
 
@@ -42,6 +45,9 @@ class EvalSettings(Section):
 
     data: TextList = ()
     """Files, folders or glob patterns to measure on. Empty means the held-out part of the run's own data."""
+
+    text_column: Text = "text"
+    """Field of a .jsonl row that holds the text."""
 
     encoding_errors: EncodingErrors = "strict"
     """What to do with bytes in `data` that are not UTF-8: stop and name the offset, or put U+FFFD there."""

@@ -16,13 +16,15 @@ class TrainingConfig(Section):
     """Stop after this many optimizer steps."""
 
     num_train_epochs: Number | None = Field(None, gt=0)
-    """Stop after this many passes over the training text. With no stop at all, one pass."""
+    """Stop after this many passes over the training text. With none of `max_steps`, `max_tokens` and this, one
+    pass."""
 
     max_tokens: Count | None = Field(None, gt=0)
     """Stop after the step that reaches this many trained tokens."""
 
     max_time: Duration | None = None
-    """Stop after this much wall time, such as `5m` or `1h30m`; a checkpoint is written first. The learning
+    """Stop after this much wall time, such as `5m` or `1h30m`, if no other stop comes first; a checkpoint is
+    written. The learning
     rate follows steps, not the clock."""
 
     per_device_train_batch_size: Count = Field(16, gt=0)

@@ -90,11 +90,11 @@ def _row_text(line: str, place: str, column: str, encoding_errors: EncodingError
         raise DataError(f"{place}: a {kind} where an object belongs", 'write {"text": "..."} on each line')
     if column not in row:
         names = ", ".join(str(name) for name in list(row)[:10]) or "nothing"
-        raise DataError(f"{place}: no field {column!r}; it has {names}", "--set data.text_column=FIELD")
+        raise DataError(f"{place}: no field {column!r}; it has {names}", "--text-column FIELD")
     text = row[column]
     if not isinstance(text, str):
         kind = "null" if text is None else type(text).__name__
-        raise DataError(f"{place}: field {column!r} is {kind}, not text", "--set data.text_column=FIELD")
+        raise DataError(f"{place}: field {column!r} is {kind}, not text", "--text-column FIELD")
     return _without_surrogates(text, f"{place}: field {column!r}", encoding_errors)
 
 

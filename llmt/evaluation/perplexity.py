@@ -17,7 +17,8 @@ class EvalReport:
     Attributes:
         nats: Sum of the negative log-likelihoods.
         tokens: Tokens predicted.
-        text_bytes: UTF-8 bytes that these tokens stand for; 0 where only a part was measured.
+        text_bytes: UTF-8 bytes that these tokens stand for; 0 where only a part was measured, or where the
+            tokenizer drops bytes.
     """
 
     nats: float

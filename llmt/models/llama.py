@@ -61,6 +61,21 @@ def context_of(values: Mapping[str, Any]) -> int | None:
     return int(found) if found else None
 
 
+def foreign_shape(values: Mapping[str, Any]) -> ModelConfig:
+    """About the size of another architecture, for estimates: its width, depth and feed-forward size."""
+    width = int(values.get("hidden_size") or values.get("n_embd") or 768)
+    inner = int(values.get("intermediate_size") or values.get("n_inner") or 4 * width)
+    layers = int(values.get("num_hidden_layers") or values.get("n_layer") or 12)
+    even = width + width % 2
+    return ModelConfig(
+        hidden_size=even,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+
+
 def parse_llama_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfig, int, int]:
     """The network that a Llama `config.json` describes.
 

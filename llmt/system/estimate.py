@@ -1,4 +1,4 @@
-"""Bytes and seconds of a run before it starts, by arithmetic."""
+"""Bytes and floating-point operations of a run before it starts, by arithmetic."""
 
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ class Workload:
         batch_size: Sequences at once.
         block_size: Tokens of each.
         trainable: Share of the parameters that get a gradient, 0 to 1.
+        counted: Parameters of the network where they were counted; None counts those of `model`.
     """
 
     model: ModelConfig
@@ -22,11 +23,12 @@ class Workload:
     batch_size: int
     block_size: int
     trainable: float = 1.0
+    counted: int | None = None
 
     @property
     def parameters(self) -> int:
         """Parameters of the network."""
-        return self.model.num_parameters(self.vocab_size)
+        return self.counted or self.model.num_parameters(self.vocab_size)
 
     @property
     def tokens(self) -> int:
@@ -53,7 +55,7 @@ LOGIT_BYTES = 12
 def training_bytes(work: Workload, precision: str, *, checkpointing: bool) -> int:
     """Peak bytes of training: weights, gradients, two moments, activations and logits.
 
-    The factors of the last two were fitted to measured peaks; `tests/bench/memory.py` prints them again.
+    The factors of the last two were fitted to measured peaks; `tests/bench/bench_memory.py` prints them again.
 
     Args:
         work: Size of one pass.

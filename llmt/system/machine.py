@@ -25,7 +25,7 @@ class DeviceInfo:
         name: What the vendor calls it.
         present: It is there.
         problem: Why it cannot be used; empty when a small computation on it came out right.
-        memory: Its memory in bytes, where that is known.
+        memory: Its memory in bytes, where that is known; of CUDA, what is free.
     """
 
     kind: str
@@ -121,6 +121,17 @@ def find_compiler() -> str | None:
     return next((path for path in map(shutil.which, candidates) if path), None)
 
 
+def try_compile(kind: str) -> str:
+    """Empty when torch.compile makes a small function work on a device, else what went wrong."""
+    import torch
+
+    try:
+        doubled = torch.compile(lambda x: (x * 2).sin(), dynamic=False)(torch.ones(8, device=kind))
+    except (RuntimeError, OSError, ImportError) as error:
+        return f"torch.compile failed: {str(error).strip().splitlines()[0]}"
+    return "" if bool(doubled.isfinite().all()) else "torch.compile gave a wrong result"
+
+
 def require_device(machine: Machine, kind: str) -> DeviceInfo:
     """The named device.
 
@@ -143,7 +154,7 @@ def _inspect_device(kind: str) -> DeviceInfo:
             why = "no CUDA device found" if built else "torch is built without CUDA"
             return DeviceInfo(kind, "", False, why)
         properties = torch.cuda.get_device_properties(0)
-        return DeviceInfo(kind, properties.name, True, _try_device(kind), properties.total_memory)
+        return DeviceInfo(kind, properties.name, True, _try_device(kind), torch.cuda.mem_get_info()[0])
     if kind == "mps":
         if not torch.backends.mps.is_available():
             why = "no Metal device found" if torch.backends.mps.is_built() else "torch is built without Metal"
@@ -196,7 +207,7 @@ def measure_speed(kind: str, threads: int) -> Speed:
 def _product_speed(kind: str, dtype: object) -> float:
     import torch
 
-    size, times = 768, []
+    size, times = (768 if kind == "cpu" else 4096), []  # large enough that a GPU's answer is not all latency
     left = torch.ones(size, size, dtype=dtype, device=kind)  # type: ignore[call-overload]
     for _ in range(6):
         started = time.perf_counter()

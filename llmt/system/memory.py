@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 
@@ -33,6 +34,9 @@ def get_memory_usage() -> MemoryUsage:
     if psutil is not None:
         whole = psutil.virtual_memory()
         total, available, percentage = whole.total, whole.available, whole.percent
+        limit = _container_limit()
+        if limit is not None and limit < total:
+            total, available = limit, min(available, max(limit - process_memory(), 0))
     else:
         total, available = _system_memory()
         percentage = 100.0 * (1 - available / total) if total and available is not None else None
@@ -68,6 +72,15 @@ def _psutil() -> ModuleType | None:
     except ImportError:
         return None
     return psutil
+
+
+def _container_limit() -> int | None:
+    """The memory that a Linux control group allows, in bytes; None without a limit."""
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
 def _system_memory() -> tuple[int | None, int | None]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from llmt.config.run import TrainConfig
 from llmt.errors import DeviceError, OutOfMemoryError
 from llmt.system.estimate import Workload, training_bytes
-from llmt.system.machine import FAST_BF16, DeviceInfo, Machine, Speed, require_device
+from llmt.system.machine import FAST_BF16, DeviceInfo, Machine, Speed, require_device, try_compile
 from llmt.units import format_duration, format_size
 
 MEMORY_SHARE = 0.85
@@ -15,6 +15,8 @@ MEMORY_SHARE = 0.85
 
 COMPILE_SECONDS = 27.0
 """Typical cost of compiling the blocks for training on two cores, with an empty cache."""
+
+_COMPILING = format_duration(COMPILE_SECONDS)
 
 COMPILE_GAIN = 0.1
 """Share of a step's time that compiling was measured to save on a CPU with a small model."""
@@ -261,6 +263,9 @@ def _compile(
             raise DeviceError("training.compile always: no C++ compiler found", "install g++ or clang, or use auto")
         return PlanLine("compile", False, "no C++ compiler found")
     if asked == "always":
+        problem = try_compile(device.kind)
+        if problem:
+            raise DeviceError(f"training.compile always: {problem}", "use --compile auto")
         return PlanLine("compile", True, "asked for")
     if device.kind == "mps":
         return PlanLine("compile", False, "not used on mps")
@@ -268,8 +273,10 @@ def _compile(
     seconds = passes * work.flops() / rate
     saved = seconds * COMPILE_GAIN
     reason = f"about {format_duration(seconds)} of computing would shrink by {format_duration(saved)}"
-    wins = saved > COMPILE_MARGIN * COMPILE_SECONDS
-    return PlanLine("compile", wins, f"{reason}, compiling costs about {format_duration(COMPILE_SECONDS)}")
+    if saved > COMPILE_MARGIN * COMPILE_SECONDS:
+        problem = try_compile(device.kind)
+        return PlanLine("compile", not problem, problem or f"{reason}, compiling costs about {_COMPILING}")
+    return PlanLine("compile", False, f"{reason}, compiling costs about {_COMPILING}")
 
 
 def _step_reason(config: TrainConfig, work: Workload, accumulation: int) -> str:
@@ -278,8 +285,10 @@ def _step_reason(config: TrainConfig, work: Workload, accumulation: int) -> str:
         "max_steps": training.max_steps,
         "num_train_epochs": training.num_train_epochs,
         "max_tokens": training.max_tokens,
-        "max_time": training.max_time,
     }
-    named = ", ".join(f"training.{name} {value:g}" for name, value in stops.items() if value is not None)
+    named = [f"training.{name} {value:g}" for name, value in stops.items() if value is not None]
+    named = named or ["one pass over the text"]
+    if training.max_time is not None:
+        named.append(f"at most {format_duration(training.max_time)}")
     tokens = training.per_device_train_batch_size * training.gradient_accumulation_steps * work.block_size
-    return f"{named or 'one pass over the text'}; {tokens:,} tokens a step"
+    return f"{', '.join(named)}; {tokens:,} tokens a step"

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from llmt.checkpoints.files import require_free_space
+from llmt.checkpoints.header import read_header
 from llmt.checkpoints.store import Checkpoint, CheckpointStore
 from llmt.config.data import BUILTIN, BUILTIN_INSTRUCTIONS
 from llmt.config.load import cache_directory
 from llmt.config.model import ModelConfig
 from llmt.config.run import TrainConfig
 from llmt.data.loader import BatchLoader, count_blocks, evaluation_batches
-from llmt.errors import ModelFileError
+from llmt.errors import MismatchError, ModelFileError
 from llmt.models.base import BaseLanguageModel
-from llmt.models.llama import context_of, is_llama, parse_llama_config
+from llmt.models.llama import context_of, foreign_shape, is_llama, parse_llama_config
 from llmt.models.load import load_model, read_config
 from llmt.models.lora import LoraModel, add_lora
 from llmt.models.transformer import TransformerLM
@@ -121,7 +122,9 @@ def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: 
         plan = pin_plan(directory, plan, config)
     fingerprint = _fingerprint(config, corpus, plan, base)
     notes = () if checkpoint is None else tuple(check_same_run(read_state(checkpoint), fingerprint))
-    require_free_space(directory, 3 * checkpoint_bytes(work.parameters, work.trainable))
+    # The newest, the best, the one being written, and the finished model in the root.
+    kept = config.training.save_total_limit + 3
+    require_free_space(directory, kept * checkpoint_bytes(work.parameters, work.trainable))
     return Prepared(config, directory, corpus, plan, work, checkpoint, fingerprint, damaged, notes)
 
 
@@ -153,7 +156,7 @@ def build_trainer(prepared: Prepared, *, base: Path | None, overwrite: bool = Fa
         _restore(trainer, prepared.checkpoint)
     if overwrite:
         clear_directory(prepared.directory)
-    keeper.begin(audit_values(data.audit, data.notes))
+    keeper.begin(audit_values(data.audit, data.notes), trainer.state.step)
     return trainer, keeper
 
 
@@ -177,16 +180,20 @@ def _newest(directory: Path) -> tuple[Checkpoint, tuple[str, ...]]:
 
 
 def _workload(config: TrainConfig, corpus: Corpus, base: Path | None) -> Workload:
-    model, vocab_size = config.model, corpus.tokenizer.vocab_size
+    model, vocab_size, counted = config.model, corpus.tokenizer.vocab_size, None
     if base is not None:
         values = read_config(base)
         if is_llama(values):
             model, vocab_size, _ = parse_llama_config(values, str(base))
         else:
-            vocab_size = int(values.get("vocab_size", vocab_size))
+            model, vocab_size = foreign_shape(values), int(values.get("vocab_size", vocab_size))
+            counted = sum(
+                math.prod(t.shape) for path in base.glob("*.safetensors") for t in read_header(path).tensors.values()
+            )
         check_fits(corpus.tokenizer, vocab_size, str(base))
     trainable = _adapter_share(config, model, vocab_size) if config.lora.enabled else 1.0
-    return Workload(model, vocab_size, config.training.per_device_train_batch_size, config.data.block_size, trainable)
+    batch, length = config.training.per_device_train_batch_size, config.data.block_size
+    return Workload(model, vocab_size, batch, length, trainable, counted)
 
 
 def _adapter_share(config: TrainConfig, model: ModelConfig, vocab_size: int) -> float:
@@ -210,6 +217,8 @@ def _model(
         model = fresh.to(plan.device)
     if isinstance(model, TransformerLM):
         model.gradient_checkpointing = config.training.gradient_checkpointing
+    elif config.training.gradient_checkpointing:
+        raise MismatchError(f"{base}: gradient checkpointing is offered for Llama-shaped models only", "leave it out")
     if config.lora.enabled:
         torch.manual_seed(config.seed)
         return add_lora(model.to(dtype), config.lora), {}
@@ -264,7 +273,8 @@ def _validate(trainer: Trainer, prepared: Prepared) -> None:
         found = evaluation_batches(shards, size, batch)
         return found if limit is None else (item for item, _ in zip(found, range(limit), strict=False))
 
-    trainer.validate_with(batches, shards.text_bytes if whole else 0)
+    lossless = prepared.corpus.tokenizer.is_lossless  # bits for each byte mean nothing where bytes are dropped
+    trainer.validate_with(batches, shards.text_bytes if whole and lossless else 0)
 
 
 def _fingerprint(config: TrainConfig, corpus: Corpus, plan: RunPlan, base: Path | None) -> dict[str, Any]:

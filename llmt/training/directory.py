@@ -35,6 +35,9 @@ def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
         if not CheckpointStore(directory).steps():
             raise ModelFileError(f"{directory}: no checkpoint to resume from", "llmt train   starts a new run")
         return
+    begun = not is_run or bool(CheckpointStore(directory).steps()) or (directory / layout.RESULT).exists()
+    if not begun:
+        return  # a run that ended before its first checkpoint: nothing is lost
     if found and not overwrite:
         resumable = f"llmt train {directory} --resume   goes on; " if CheckpointStore(directory).steps() else ""
         raise BusyOutputError(

@@ -55,13 +55,28 @@ class RunKeeper:
         self._plan = plan
         self._base = base
 
-    def begin(self, audit: dict[str, Any]) -> None:
-        """Write the configuration, the plan and the audit of the data; clear what a dead process left."""
+    def begin(self, audit: dict[str, Any], step: int) -> None:
+        """Write the configuration, the plan and the audit of the data; clear what a dead process left.
+
+        Args:
+            audit: Content of `audit.json`.
+            step: Steps that are done; lines of `metrics.jsonl` about later ones are dropped.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         self.store.clean()
+        self._rewind_metrics(step)
         write_text_atomic(self.directory / layout.RUN_CONFIG, dump_config(self._config))
         write_text_atomic(self.directory / layout.PLAN, _json(self._plan.values()))
         write_text_atomic(self.directory / layout.AUDIT, _json(audit))
+
+    def _rewind_metrics(self, step: int) -> None:
+        path = self.directory / layout.METRICS
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if kept != lines:
+            write_text_atomic(path, "".join(kept))
 
     def save(self, state: RunState, optimizer: Optimizer) -> Path:
         """Write the checkpoint of a step, then remove those that need not be kept.

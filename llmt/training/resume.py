@@ -20,7 +20,7 @@ MAY_DIFFER = {
     "name", "output_dir", "base", "device", "threads",
     "data.cache_dir", "data.num_workers", "data.pin_memory",
     "training.max_steps", "training.num_train_epochs", "training.max_tokens", "training.max_time",
-    "training.eval_steps", "training.eval_batches", "training.save_steps", "training.save_total_limit",
+    "training.eval_steps", "training.save_steps", "training.save_total_limit",
     "training.compile", "training.distributed_backend",
     "logging.steps", "logging.sample_prompt", "logging.sample_tokens",
 }  # fmt: skip
