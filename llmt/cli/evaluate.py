@@ -35,11 +35,7 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
     opened = open_with_tokenizer(model, settings.adapter, settings.device)
     loaded, directory = opened.model, opened.directory
     shards, source = _held_out(settings, directory, opened.tokenizer)
-    if settings.block_size is not None and settings.block_size > loaded.context_length:
-        raise UsageError(
-            f"--block-size {settings.block_size}: the model's context is {loaded.context_length} tokens", "leave it out"
-        )
-    size = settings.block_size or min(loaded.context_length, _trained_length(directory) or loaded.context_length)
+    size = _context(settings.block_size, loaded.context_length, _trained_length(directory))
     blocks = count_blocks(shards, size)
     batches = evaluation_batches(shards, size, settings.batch_size)
     whole = settings.max_batches is None or settings.max_batches * settings.batch_size >= blocks
@@ -70,6 +66,17 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
         ("context", f"{size} tokens"),
     ]
     out.table(rows, to_result=True)
+
+
+def _context(asked: int | None, longest: int, trained: int | None) -> int:
+    """Length of the sequences to measure: as asked, else as trained, and never more than the model holds.
+
+    Raises:
+        UsageError: More was asked.
+    """
+    if asked is not None and asked > longest:
+        raise UsageError(f"--block-size {asked}: the model's context is {longest} tokens", "leave it out")
+    return asked or min(longest, trained or longest)
 
 
 def _held_out(settings: EvalSettings, directory: Path, tokenizer: Any) -> tuple["ShardSet", str]:

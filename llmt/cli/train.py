@@ -56,29 +56,39 @@ def train(
     from llmt.training.build import check_device, with_sources
     from llmt.training.directory import claim_directory, run_directory
 
-    if asked.lora.enabled and find_spec("peft") is None:
-        raise MissingPackageError("peft", "it is not installed")
     asked = with_sources(asked)
     directory = run_directory(asked)
-    named = Path(config) if config is not None and not resume else None
-    base = _base(asked, named)
-    if base is not None:
-        asked = asked.model_copy(update={"base": str(base)})
-        if not resume:
-            _refuse_unread(given, sets or ())
+    base = _base(asked, None if resume else config)
+    if base is not None and not resume:
+        _refuse_unread(given, sets or ())
     if plan:
-        _show_plan(out, _prepare(out, asked, directory, base, resume=resume))
+        _show_plan(out, _prepare(out, _on(asked, base), directory, base, resume=resume))
         return
     check_device(asked)
     claim_directory(directory, resume=resume, overwrite=overwrite)
     if base is None and asked.lora.enabled:
         base = _first_base(out, asked)
-        asked = asked.model_copy(update={"base": str(base)})
-    if overwrite and base is not None and directory.resolve() in (base.resolve(), *base.resolve().parents):
-        raise BusyOutputError(f"{directory}: holds the base {base}", "name another directory with --output-dir")
+    if overwrite:
+        _spare(directory, base)
+    asked = _on(asked, base)
     with _held(directory):
         claim_directory(directory, resume=resume, overwrite=overwrite)
         _train(out, asked, directory, base, resume=resume, overwrite=overwrite)
+
+
+def _on(asked: TrainConfig, base: Path | None) -> TrainConfig:
+    """The configuration with its base written down, so that a resume finds the same one."""
+    return asked if base is None else asked.model_copy(update={"base": str(base)})
+
+
+def _spare(directory: Path, base: Path | None) -> None:
+    """A run is not replaced by one that needs it.
+
+    Raises:
+        BusyOutputError: It would be.
+    """
+    if base is not None and directory.resolve() in (base.resolve(), *base.resolve().parents):
+        raise BusyOutputError(f"{directory}: holds the base {base}", "name another directory with --output-dir")
 
 
 @contextmanager
@@ -122,14 +132,16 @@ def _read(
     return asked
 
 
-def _base(asked: TrainConfig, named: Path | None) -> Path | None:
+def _base(asked: TrainConfig, named: str | None) -> Path | None:
     """The base that was named, the run that was named, or the newest finished run under an adapter."""
     from llmt.checkpoints.runs import newest_finished, read_finished, resolve_model_directory
 
+    if asked.lora.enabled and find_spec("peft") is None:
+        raise MissingPackageError("peft", "it is not installed")
     if asked.base is not None:
         return resolve_model_directory(Path(asked.base).expanduser())
-    if asked.lora.enabled and named is not None and read_finished(named) is not None:
-        return named
+    if asked.lora.enabled and named is not None and read_finished(Path(named)) is not None:
+        return Path(named)
     newest = newest_finished() if asked.lora.enabled else None
     return newest.path if newest is not None else None
 

@@ -16,14 +16,14 @@ from llmt.config.load import cache_directory
 from llmt.config.model import ModelConfig
 from llmt.config.run import TrainConfig
 from llmt.data.loader import BatchLoader, count_blocks, evaluation_batches
-from llmt.errors import MismatchError, ModelFileError
+from llmt.errors import DeviceError, MismatchError, ModelFileError
 from llmt.models.base import BaseLanguageModel
 from llmt.models.llama import context_of, foreign_shape, is_llama, parse_llama_config
 from llmt.models.load import load_model, read_config
 from llmt.models.lora import LoraModel, add_lora
 from llmt.models.transformer import TransformerLM
 from llmt.system.estimate import Workload, checkpoint_bytes
-from llmt.system.machine import inspect_machine, measure_speed
+from llmt.system.machine import inspect_machine, measure_speed, try_compile
 from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, plan_run
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.directory import clear_directory
@@ -117,7 +117,7 @@ def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: 
     )
     speed = measure_speed(device.kind, torch.get_num_threads())
     plan = plan_run(config, machine, device, why, speed, work, steps)
-    plan = replace(plan, lines=plan.lines + shortened)
+    plan = _with_working_compiler(replace(plan, lines=plan.lines + shortened), config)
     if checkpoint is not None:
         plan = pin_plan(directory, plan, config)
     fingerprint = _fingerprint(config, corpus, plan, base)
@@ -158,6 +158,21 @@ def build_trainer(prepared: Prepared, *, base: Path | None, overwrite: bool = Fa
         clear_directory(prepared.directory)
     keeper.begin(audit_values(data.audit, data.notes), trainer.state.step)
     return trainer, keeper
+
+
+def _with_working_compiler(plan: RunPlan, config: TrainConfig) -> RunPlan:
+    """The plan after torch.compile was tried, where it is planned.
+
+    Raises:
+        DeviceError: It does not work and `always` was asked.
+    """
+    problem = try_compile(plan.device) if plan.compile else ""
+    if not problem:
+        return plan
+    if config.training.compile == "always":
+        raise DeviceError(f"training.compile always: {problem}", "llmt train --compile auto")
+    lines = (replace(line, value=False, reason=problem) if line.name == "compile" else line for line in plan.lines)
+    return replace(plan, compile=False, lines=tuple(lines))
 
 
 def _within_context(config: TrainConfig, base: Path | None) -> tuple[TrainConfig, tuple[PlanLine, ...]]:

@@ -26,28 +26,33 @@ def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
         BusyOutputError: Another run is there and neither option was given, or what is there is no run.
         ModelFileError: There is nothing to resume.
     """
-    own = (layout.LOCK, layout.LOCK_OWNER)
-    found = directory.is_dir() and any(path.name not in own for path in directory.iterdir())
-    is_run = (directory / layout.RUN_CONFIG).is_file()
     if directory.exists() and not directory.is_dir():
         raise BusyOutputError(f"{directory}: is a file", "name another directory with --output-dir")
-    if resume:
-        if not CheckpointStore(directory).steps():
-            raise ModelFileError(f"{directory}: no checkpoint to resume from", "llmt train   starts a new run")
+    steps = CheckpointStore(directory).steps()
+    if resume and not steps:
+        raise ModelFileError(f"{directory}: no checkpoint to resume from", "llmt train   starts a new run")
+    is_run = (directory / layout.RUN_CONFIG).is_file()
+    if resume or not _holds_work(directory, is_run):
         return
-    begun = not is_run or bool(CheckpointStore(directory).steps()) or (directory / layout.RESULT).exists()
-    if not begun:
-        return  # a run that ended before its first checkpoint: nothing is lost
-    if found and not overwrite:
-        resumable = f"llmt train {directory} --resume   goes on; " if CheckpointStore(directory).steps() else ""
+    if not overwrite:
+        resumable = f"llmt train {directory} --resume   goes on; " if steps else ""
         raise BusyOutputError(
             f"{directory}: holds {'another run' if is_run else 'files'} already",
             f"{resumable}--overwrite replaces a run; or name another directory with --output-dir",
         )
-    if found and not is_run:
+    if not is_run:
         raise BusyOutputError(
             f"{directory}: is not a run of llmt, so --overwrite leaves it alone", "name another with -o"
         )
+
+
+def _holds_work(directory: Path, is_run: bool) -> bool:
+    """Whether something would be lost; a run that ended before its first checkpoint holds nothing."""
+    if not directory.is_dir():
+        return False
+    if is_run:
+        return bool(CheckpointStore(directory).steps()) or (directory / layout.RESULT).exists()
+    return any(path.name not in (layout.LOCK, layout.LOCK_OWNER) for path in directory.iterdir())
 
 
 def clear_directory(directory: Path) -> None:

@@ -279,7 +279,8 @@ def test_a_tokenizer_that_does_not_fit(inside: Any, workplace: Path) -> None:
         result = inside(*command, cwd=workplace)
         refuse(result, 5, "tokenizer")
     arguments = ("train", "quickstart", "--data", "text.txt", "--base", "runs/quickstart", "--block-size", "32")
-    refuse(inside(*arguments, "--tokenizer", "big", "-o", "other", cwd=workplace), 5)
+    refuse(inside(*arguments, "-o", "other", cwd=workplace), 5, "tokenizer")
+    refuse(inside(*arguments, "--tokenizer", "big", "-o", "other", cwd=workplace), 2, "the base brings its own")
 
 
 def test_a_resume_with_other_settings(inside: Any, finished: Any, listing_of: Any) -> None:

@@ -44,7 +44,7 @@ def test_train_lora_with_a_finished_run(inside: Any, workplace: Path) -> None:
     # The lines that it says come next can be typed as they are.
     following = [line.split() for line in result.lines if line.startswith("  llmt ")]
     assert [line[1] for line in following] == ["generate", "eval", "train"]
-    assert following[0][2:] == ["runs/quickstart", "--adapter", "runs/lora"]
+    assert following[0][2:] == ["runs/lora"]
     for line in following:
         again = inside(*line[1:], cwd=workplace)
         assert again.code == 0, again.err

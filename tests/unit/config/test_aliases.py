@@ -109,7 +109,8 @@ def test_an_alias_reaches_its_setting_from_everywhere(tmp_path: Path, alias: str
         load_run(ConfigSource("q", template="quickstart"), environ={}, sets=[f"{dotted.replace('_', '-')}={text}"]),
     ]
     assert [read(run.config, path) for run in loaded] == [value] * len(loaded)
-    assert all(len(run.notes) == 1 and f"is read as {path} (" in run.notes[0] for run in loaded)
+    told = [[note for note in run.notes if "is read as" in note] for run in loaded]
+    assert all(len(notes) == 1 and f"is read as {path} (" in notes[0] for notes in told)
     assert loaded[0].origins == {path: f"{file}:1:1"}
 
 

@@ -337,3 +337,13 @@ def test_a_dumped_configuration_is_read_back(tmp_path: Path) -> None:
     sets = ["training.learning_rate=1e-5", "name=null and void", "data.sources=[a b.txt, '#1', 'x,y']", "max_time=5m"]
     config = load(tmp_path, "template: quickstart\nlogging: {sample_prompt: 'yes: no\n\n # x'}", sets=sets).config
     assert load(tmp_path, dump_config(config)).config == config
+
+
+def test_a_chosen_stop_replaces_the_templates() -> None:
+    """Epochs that were asked for are not cut short by a template's steps; the user is told."""
+    loaded = load_run(ConfigSource("q", template="quickstart"), environ={}, sets=["training.num_train_epochs=5"])
+    assert loaded.config.training.max_steps is None
+    assert loaded.config.training.num_train_epochs == 5
+    assert any("gives way to --set" in note for note in loaded.notes)
+    kept = load_run(ConfigSource("q", template="quickstart"), environ={}, sets=["training.max_time=5m"])
+    assert kept.config.training.max_steps == 220
