@@ -281,7 +281,7 @@ def _step_reason(config: TrainConfig, work: Workload, accumulation: int) -> str:
         "num_train_epochs": training.num_train_epochs,
         "max_tokens": training.max_tokens,
     }
-    named = [f"training.{name} {value:g}" for name, value in stops.items() if value is not None]
+    named = [f"training.{name} {value:,.10g}" for name, value in stops.items() if value is not None]
     named = named or ["one pass over the text"]
     if training.max_time is not None:
         named.append(f"at most {format_duration(training.max_time)}")
