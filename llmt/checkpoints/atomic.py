@@ -17,6 +17,7 @@ from pathlib import Path
 from llmt.checkpoints import layout
 from llmt.checkpoints.files import (
     Content,
+    FileRecord,
     NewFile,
     flush,
     fsync_directory,
@@ -24,7 +25,7 @@ from llmt.checkpoints.files import (
     storage_errors,
     write_file,
 )
-from llmt.checkpoints.manifest import FileRecord, encode_manifest, hash_file, read_manifest
+from llmt.checkpoints.manifest import encode_manifest, hash_file, read_manifest
 from llmt.errors import ModelFileError
 
 

@@ -8,11 +8,11 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from llmt.checkpoints import layout
-from llmt.checkpoints.manifest import FileRecord
 from llmt.errors import StorageError
 from llmt.units import format_size
 
@@ -42,6 +42,14 @@ _REASONS = {
     errno.ENOTEMPTY: "something is already there",
     errno.ENOENT: "the folder does not exist",
 }
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a manifest knows about one file: bytes and hexadecimal SHA-256 (empty: not computed)."""
+
+    size: int
+    sha256: str
 
 
 @contextmanager

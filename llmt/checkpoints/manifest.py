@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from llmt.checkpoints import layout
+from llmt.checkpoints.files import FileRecord
 from llmt.checkpoints.reading import is_plain_name, open_inside, read_errors, read_json, shown
 from llmt.errors import ModelFileError
 from llmt.units import format_size
@@ -23,14 +24,6 @@ FORMAT = 1
 _CHUNK = 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _OWN_KEYS = ("format", "llmt", "files")
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a manifest knows about one file: bytes and hexadecimal SHA-256 (empty: not computed)."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,6 @@
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,10 +12,10 @@ from llmt.cli.options import load_asked, with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import TrainingView, progress_bar
 from llmt.cli.signals import Stopped
-from llmt.config.layers import Given, setting_of
-from llmt.config.load import ConfigSource, find_source, load_run, parse_sets
+from llmt.config.layers import Given
+from llmt.config.load import ConfigSource, find_source, load_run
 from llmt.config.run import TrainConfig
-from llmt.errors import BusyOutputError, Interrupted, MissingPackageError, UsageError
+from llmt.errors import Interrupted, UsageError
 from llmt.units import format_count, format_duration, format_size
 
 if TYPE_CHECKING:
@@ -53,60 +50,28 @@ def train(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite: one goes on, the other starts again", "type one of the two")
     asked = _read(out, config, given, sets or (), resume=resume)
+    from llmt.training.base import choose_base, refuse_unread, spare, with_base
     from llmt.training.build import check_device, with_sources
-    from llmt.training.directory import claim_directory, run_directory
+    from llmt.training.directory import claim_directory, held, run_directory
 
     asked = with_sources(asked)
     directory = run_directory(asked)
-    base = _base(asked, None if resume else config)
+    base = choose_base(asked, None if resume else config)
     if base is not None and not resume:
-        _refuse_unread(given, sets or ())
+        refuse_unread(given, sets or ())
     if plan:
-        _show_plan(out, _prepare(out, _on(asked, base), directory, base, resume=resume))
+        _show_plan(out, _prepare(out, with_base(asked, base), directory, base, resume=resume))
         return
     check_device(asked)
     claim_directory(directory, resume=resume, overwrite=overwrite)
     if base is None and asked.lora.enabled:
         base = _first_base(out, asked)
     if overwrite:
-        _spare(directory, base)
-    asked = _on(asked, base)
-    with _held(directory):
+        spare(directory, base)
+    asked = with_base(asked, base)
+    with held(directory):
         claim_directory(directory, resume=resume, overwrite=overwrite)
         _train(out, asked, directory, base, resume=resume, overwrite=overwrite)
-
-
-def _on(asked: TrainConfig, base: Path | None) -> TrainConfig:
-    """The configuration with its base written down, so that a resume finds the same one."""
-    return asked if base is None else asked.model_copy(update={"base": str(base)})
-
-
-def _spare(directory: Path, base: Path | None) -> None:
-    """A run is not replaced by one that needs it.
-
-    Raises:
-        BusyOutputError: It would be.
-    """
-    if base is not None and directory.resolve() in (base.resolve(), *base.resolve().parents):
-        raise BusyOutputError(f"{directory}: holds the base {base}", "name another directory with --output-dir")
-
-
-@contextmanager
-def _held(directory: Path) -> Iterator[None]:
-    """Hold the directory of a run; if nothing comes of the run, the folders made for it go away again."""
-    from llmt.checkpoints import layout
-    from llmt.checkpoints.lock import output_lock
-
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
-    try:
-        with output_lock(directory):
-            yield
-    finally:
-        with suppress(OSError):  # the first folder that holds something stays, and so do those above it
-            if [path.name for path in directory.iterdir()] == [layout.LOCK]:
-                (directory / layout.LOCK).unlink()
-            for path in made:
-                path.rmdir()
 
 
 def _read(
@@ -132,38 +97,11 @@ def _read(
     return asked
 
 
-def _base(asked: TrainConfig, named: str | None) -> Path | None:
-    """The base that was named, the run that was named, or the newest finished run under an adapter."""
-    from llmt.checkpoints.runs import newest_finished, read_finished, resolve_model_directory
-
-    if asked.lora.enabled and find_spec("peft") is None:
-        raise MissingPackageError("peft", "it is not installed")
-    if asked.base is not None:
-        return resolve_model_directory(Path(asked.base).expanduser())
-    if asked.lora.enabled and named is not None and read_finished(Path(named)) is not None:
-        return Path(named)
-    newest = newest_finished() if asked.lora.enabled else None
-    return newest.path if newest is not None else None
-
-
-def _refuse_unread(given: list[Given], sets: Sequence[str]) -> None:
-    """With a base, its own shape and tokenizer are used: a flag that says otherwise would not be read.
-
-    Raises:
-        UsageError: There is one.
-    """
-    typed = [*given, *parse_sets(sets, [])]
-    for value in typed:
-        path = setting_of(value.key)
-        if path.startswith("tokenizer.") or (path.startswith("model.") and not path.endswith("dropout")):
-            raise UsageError(f"{value.place}: the base brings its own {path.partition('.')[0]}", "leave it out")
-
-
 def _first_base(out: Output, asked: TrainConfig) -> Path:
     """With no finished run anywhere, the quickstart model is trained first, as the base of an adapter."""
     out.say("no finished run under ./runs: training the quickstart model first, as the base")
     from llmt.training.build import with_sources
-    from llmt.training.directory import claim_directory, run_directory
+    from llmt.training.directory import claim_directory, held, run_directory
 
     source = find_source(None)
     directory = run_directory(TrainConfig(name=source.name))
@@ -173,7 +111,7 @@ def _first_base(out: Output, asked: TrainConfig) -> Path:
     full = [Given("lora.enabled", False, "the base of an adapter"), Given("device", asked.device, "--device")]
     first = load_run(source, flags=full).config.model_copy(update={"name": directory.name, "output_dir": None})
     claim_directory(directory, resume=started, overwrite=False)
-    with _held(directory):
+    with held(directory):
         _train(out, with_sources(first), directory, None, resume=started, result=False)
     return directory
 

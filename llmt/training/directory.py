@@ -1,9 +1,12 @@
 """Where a run is kept, and whether it may be written there."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmt.checkpoints import layout
+from llmt.checkpoints.lock import output_lock
 from llmt.checkpoints.store import CheckpointStore
 from llmt.config.run import TrainConfig
 from llmt.errors import BusyOutputError, ModelFileError
@@ -64,3 +67,18 @@ def clear_directory(directory: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold the directory of a run; if nothing comes of the run, the folders made for it go away again."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        with output_lock(directory):
+            yield
+    finally:
+        with suppress(OSError):  # the first folder that holds something stays, and so do those above it
+            if [path.name for path in directory.iterdir()] == [layout.LOCK]:
+                (directory / layout.LOCK).unlink()
+            for path in made:
+                path.rmdir()

@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmt.evaluation.perplexity import EvalReport
+if TYPE_CHECKING:
+    from llmt.evaluation.perplexity import EvalReport
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class StepReport:
     tokens_per_second: float
     seconds: float
     memory: int
-    evaluation: EvalReport | None = None
+    evaluation: "EvalReport | None" = None
     checkpoint: Path | None = None
     is_best: bool = False
 

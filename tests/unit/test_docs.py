@@ -31,7 +31,7 @@ HOSTS = {"arxiv.org", "keepachangelog.com", "kellerjordan.github.io", "semver.or
 
 COMMANDS_AT_LEAST = 75
 BLOCKS_AT_LEAST = 7
-FORBIDDEN = ("index-url", "find-links", "../shared", "/work/")
+FORBIDDEN = ("index-url", "find-links")
 
 
 class Place(NamedTuple):

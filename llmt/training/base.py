@@ -1,0 +1,60 @@
+"""What a run goes on from: the model that was named, or the newest one under an adapter."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from llmt.checkpoints.runs import newest_finished, read_finished, resolve_model_directory
+from llmt.config.layers import Given, setting_of
+from llmt.config.load import parse_sets
+from llmt.config.run import TrainConfig
+from llmt.errors import BusyOutputError, MissingPackageError, UsageError
+
+
+def choose_base(asked: TrainConfig, named: str | None) -> Path | None:
+    """The base that was named, the run that was named, or the newest finished run under an adapter.
+
+    Args:
+        asked: The run as asked.
+        named: The CONFIG argument of a new run; a finished run that is named is the base of an adapter on it.
+
+    Raises:
+        MissingPackageError: An adapter was asked for, and peft is not installed.
+        ModelFileError: The named base is no model.
+    """
+    if asked.lora.enabled and find_spec("peft") is None:
+        raise MissingPackageError("peft", "it is not installed")
+    if asked.base is not None:
+        return resolve_model_directory(Path(asked.base).expanduser())
+    if asked.lora.enabled and named is not None and read_finished(Path(named)) is not None:
+        return Path(named)
+    newest = newest_finished() if asked.lora.enabled else None
+    return newest.path if newest is not None else None
+
+
+def refuse_unread(given: list[Given], sets: Sequence[str]) -> None:
+    """With a base, its own shape and tokenizer are used: a flag that says otherwise would not be read.
+
+    Raises:
+        UsageError: There is one.
+    """
+    typed = [*given, *parse_sets(sets, [])]
+    for value in typed:
+        path = setting_of(value.key)
+        if path.startswith("tokenizer.") or (path.startswith("model.") and not path.endswith("dropout")):
+            raise UsageError(f"{value.place}: the base brings its own {path.partition('.')[0]}", "leave it out")
+
+
+def with_base(asked: TrainConfig, base: Path | None) -> TrainConfig:
+    """The configuration with its base written down, so that a resume finds the same one."""
+    return asked if base is None else asked.model_copy(update={"base": str(base)})
+
+
+def spare(directory: Path, base: Path | None) -> None:
+    """A run is not replaced by one that needs it.
+
+    Raises:
+        BusyOutputError: It would be.
+    """
+    if base is not None and directory.resolve() in (base.resolve(), *base.resolve().parents):
+        raise BusyOutputError(f"{directory}: holds the base {base}", "name another directory with --output-dir")
