@@ -143,6 +143,8 @@ def _show_plan(out: Output, prepared: "Prepared") -> None:
     out.heading("plan")
     if prepared.config.base is not None:
         out.say(f"  base    {prepared.config.base}")
+    elif prepared.config.lora.enabled:
+        out.say("  base    the quickstart model, trained first: no finished run under ./runs")
     out.say(f"  model   {model}")
     out.say(f"  data    {text}")
     for note in (*prepared.corpus.notes, *data.notes):
