@@ -8,8 +8,9 @@ The tree is the path of the data:
     config       flags, environment, files -> one frozen tree of settings
     system       machine -> what it can do -> what will be done on it, and why
     checkpoints  weights and run state <-> directory
+    text         files, patterns, data sets -> documents
     tokenizers   text -> token ids
-    data         token ids -> batches
+    data         documents -> token ids -> batches
     models       batches -> logits -> loss
     evaluation   weights -> numbers
     generation   weights -> text

@@ -31,7 +31,7 @@ def train(
     """Learn a tokenizer from text; without FILES, from the documentation inside Python."""
     settings = load_task("tokenizer_train", TokenizerTrainSettings, flags=given).config
     from llmt.checkpoints.atomic import staged_directory
-    from llmt.data.sources import open_documents
+    from llmt.text.sources import open_documents
     from llmt.tokenizers.inspect import inspect_tokenizer
     from llmt.tokenizers.train import OPTIONS, train_tokenizer
 
@@ -115,7 +115,7 @@ def _claim(target: Path, *, overwrite: bool) -> None:
 
 def _sample(sources: tuple[str, ...], encoding_errors: EncodingErrors = "strict", column: str = "text") -> str:
     """The first documents of a corpus, as a text to measure on."""
-    from llmt.data.sources import open_documents
+    from llmt.text.sources import open_documents
 
     documents = open_documents(sources, text_column=column, encoding_errors=encoding_errors)
     texts = [document.text for document, _ in zip(documents, range(SAMPLE_DOCUMENTS), strict=False)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmt.data.documents import Document
+from llmt.text.documents import Document
 
 _REPLACEMENT = "\ufffd"
 

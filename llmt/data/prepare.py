@@ -22,9 +22,9 @@ from llmt.checkpoints.manifest import manifest_problems, read_manifest
 from llmt.checkpoints.reading import read_json
 from llmt.config.data import BUILTIN, DataConfig
 from llmt.data.audit import DataAudit, TextCounter, audit
-from llmt.data.documents import Document
+from llmt.text.documents import Document
 from llmt.data.shards import SHARD_FORMAT, ShardSet, ShardWriter, open_shards
-from llmt.data.sources import fingerprint_sources, open_documents
+from llmt.text.sources import fingerprint_sources, open_documents
 from llmt.data.split import describe_split, hold_out
 from llmt.errors import DataError, ModelFileError, StorageError
 from llmt.tokenizers.base import Tokenizer

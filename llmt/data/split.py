@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from itertools import chain, islice
 
-from llmt.data.documents import Document
+from llmt.text.documents import Document
 
 FEW_DOCUMENTS = 20
 """With fewer documents than this the end of each one is held out, not some of them."""

@@ -12,7 +12,7 @@ from llmt.config.data import DataConfig
 from llmt.config.run import TrainConfig
 from llmt.config.tokenizer import TokenizerConfig
 from llmt.data.prepare import PreparedData, prepare_shards
-from llmt.data.sources import fingerprint_sources, open_documents
+from llmt.text.sources import fingerprint_sources, open_documents
 from llmt.data.split import hold_out
 from llmt.errors import MismatchError, StorageError
 from llmt.tokenizers.base import Tokenizer

@@ -14,6 +14,7 @@ ORDER = (
     ("units",),
     ("config",),
     ("system", "checkpoints"),
+    ("text",),
     ("tokenizers",),
     ("data", "models"),
     ("evaluation", "generation", "export"),

@@ -15,7 +15,7 @@ DOORS = {
     "yaml": ("llmt.config.strictyaml",),
     "psutil": ("llmt.system.memory",),
     "safetensors": (),  # the format is read and written by our own code; the library is the oracle of its tests
-    "datasets": ("llmt.data.sources",),
+    "datasets": ("llmt.text.hub",),
     "accelerate": ("llmt.training.runtime",),
     "peft": ("llmt.models.lora",),
     "transformers": ("llmt.tokenizers.huggingface", "llmt.models.huggingface"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from measure import report, run_process
 from ngram import WittenBell
 
-from llmt.data.builtin import builtin_documents
+from llmt.text.builtin import builtin_documents
 from llmt.data.split import hold_out
 
 with tempfile.TemporaryDirectory() as folder:

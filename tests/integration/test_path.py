@@ -14,7 +14,7 @@ def test_the_whole_path(text_file: Path, tmp_path: Path) -> None:
     from llmt.config.data import DataConfig
     from llmt.data.loader import evaluation_batches
     from llmt.data.prepare import prepare_shards
-    from llmt.data.sources import open_documents
+    from llmt.text.sources import open_documents
 
     texts = (document.text for document in open_documents([str(text_file)]))
     tokenizer = llmt.train_tokenizer("bpe", texts, vocab_size=300)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmt.data.documents import Document
+from llmt.text.documents import Document
 from llmt.data.split import FEW_DOCUMENTS, describe_split, hold_out
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmt.data.sources import fingerprint_sources, open_documents
+from llmt.text.sources import fingerprint_sources, open_documents
 from llmt.errors import DataError, StorageError
 
 

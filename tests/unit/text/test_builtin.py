@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmt.data.builtin import (
+from llmt.text.builtin import (
     Instruction,
     builtin_documents,
     builtin_fingerprint,
@@ -22,7 +22,7 @@ from llmt.errors import DataError
 _READ_ALL = """
 import json, sys
 from itertools import islice
-from llmt.data.builtin import builtin_documents, builtin_fingerprint, builtin_instructions, stdlib_folder
+from llmt.text.builtin import builtin_documents, builtin_fingerprint, builtin_instructions, stdlib_folder
 stdlib_folder()
 before = set(sys.modules)
 documents = [(document.source, document.text) for document in builtin_documents()]

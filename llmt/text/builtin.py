@@ -16,7 +16,7 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
-from llmt.data.documents import Document
+from llmt.text.documents import Document
 from llmt.errors import DataError
 
 _TEST_FOLDERS = {"test", "tests", "idle_test", "__pycache__"}

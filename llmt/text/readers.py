@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmt.config.data import EncodingErrors
-from llmt.data.documents import Document
+from llmt.text.documents import Document
 from llmt.errors import DataError, StorageError
 
 _MARK = "\ufeff"

@@ -1,0 +1,1 @@
+"""files, patterns, data sets -> documents."""
