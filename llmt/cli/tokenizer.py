@@ -1,22 +1,24 @@
 """`llmt tokenizer`: text to a tokenizer, and a look at what it does."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmt.cli.context import CONTEXT
+from llmt.cli.inspect import inspect
 from llmt.cli.options import with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import progress_bar
 from llmt.config.data import BUILTIN, EncodingErrors
 from llmt.config.layers import Given
 from llmt.config.load import load_task
-from llmt.config.tasks import TokenizerInspectSettings, TokenizerTrainSettings
+from llmt.config.tasks import TokenizerTrainSettings
 from llmt.errors import BusyOutputError, UsageError
 
 app = typer.Typer(help="Train tokenizers and look into them.", context_settings=CONTEXT)
+
+app.command("inspect", context_settings=CONTEXT)(inspect)
 
 SAMPLE_DOCUMENTS = 50
 
@@ -69,31 +71,6 @@ def train(
     out.say(f"       llmt train --tokenizer {target}")
 
 
-@app.command("inspect", context_settings=CONTEXT)
-@with_settings(TokenizerInspectSettings)
-def inspect(
-    out: Output,
-    given: list[Given],
-    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help="Directory of a tokenizer or model.")],
-    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Text to cut; without it, a sample.")] = None,
-) -> None:
-    """Show how a tokenizer cuts text, and how well."""
-    settings = load_task("tokenizer_inspect", TokenizerInspectSettings, flags=given).config
-    from llmt.tokenizers.inspect import inspect_tokenizer
-    from llmt.tokenizers.load import load_tokenizer
-
-    loaded = load_tokenizer(tokenizer)
-    report = inspect_tokenizer(loaded, text if text is not None else _sample(settings.data or (BUILTIN,)))
-    values = asdict(report)
-    segmentation = values.pop("segmentation")
-    if out.as_json:
-        out.json({**values, "segmentation": segmentation[: settings.limit]})
-        return
-    rows = [(name.replace("_", " "), _shown(value)) for name, value in values.items()]
-    out.table(rows, to_result=True)
-    out.table(segmentation[: settings.limit], header=("token", "id"), to_result=True)
-
-
 _TRAINING_OPTIONS = (
     "vocab_size", "min_frequency", "split", "style", "threshold", "max_subword_length", "continuation_prefix",
 )  # fmt: skip
@@ -120,11 +97,3 @@ def _sample(sources: tuple[str, ...], encoding_errors: EncodingErrors = "strict"
     documents = open_documents(sources, text_column=column, encoding_errors=encoding_errors)
     texts = [document.text for document, _ in zip(documents, range(SAMPLE_DOCUMENTS), strict=False)]
     return "\n".join(texts)[:1_000_000]
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -22,11 +22,11 @@ from llmt.checkpoints.manifest import manifest_problems, read_manifest
 from llmt.checkpoints.reading import read_json
 from llmt.config.data import BUILTIN, DataConfig
 from llmt.data.audit import DataAudit, TextCounter, audit
-from llmt.text.documents import Document
 from llmt.data.shards import SHARD_FORMAT, ShardSet, ShardWriter, open_shards
-from llmt.text.sources import fingerprint_sources, open_documents
 from llmt.data.split import describe_split, hold_out
 from llmt.errors import DataError, ModelFileError, StorageError
+from llmt.text.documents import Document
+from llmt.text.sources import fingerprint_sources, open_documents
 from llmt.tokenizers.base import Tokenizer
 
 Progress = Callable[[int, int], None]

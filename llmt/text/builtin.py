@@ -16,8 +16,8 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
-from llmt.text.documents import Document
 from llmt.errors import DataError
+from llmt.text.documents import Document
 
 _TEST_FOLDERS = {"test", "tests", "idle_test", "__pycache__"}
 # Some distributions leave these out, and the corpus should depend on Python's version alone.

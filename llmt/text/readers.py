@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmt.config.data import EncodingErrors
-from llmt.text.documents import Document
 from llmt.errors import DataError, StorageError
+from llmt.text.documents import Document
 
 _MARK = "\ufeff"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from llmt.config.data import BUILTIN, BUILTIN_INSTRUCTIONS, EncodingErrors
+from llmt.errors import DataError
 from llmt.text.builtin import builtin_documents, builtin_fingerprint, builtin_instructions
 from llmt.text.documents import Document
 from llmt.text.readers import read_jsonl, read_text, unreadable
-from llmt.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 ROW_SUFFIXES = (".jsonl",)

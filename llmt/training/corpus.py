@@ -12,9 +12,9 @@ from llmt.config.data import DataConfig
 from llmt.config.run import TrainConfig
 from llmt.config.tokenizer import TokenizerConfig
 from llmt.data.prepare import PreparedData, prepare_shards
-from llmt.text.sources import fingerprint_sources, open_documents
 from llmt.data.split import hold_out
 from llmt.errors import MismatchError, StorageError
+from llmt.text.sources import fingerprint_sources, open_documents
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.load import load_tokenizer
 from llmt.tokenizers.train import train_tokenizer

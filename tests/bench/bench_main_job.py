@@ -8,8 +8,8 @@ from pathlib import Path
 from measure import report, run_process
 from ngram import WittenBell
 
-from llmt.text.builtin import builtin_documents
 from llmt.data.split import hold_out
+from llmt.text.builtin import builtin_documents
 
 with tempfile.TemporaryDirectory() as folder:
     command = [sys.executable, "-m", "llmt", "train", "--json", "--set", f"data.cache_dir={folder}/cache"]

@@ -14,9 +14,9 @@ import pytest
 from llmt.config.data import DataConfig
 from llmt.data.prepare import PreparedData, fingerprint_data, open_prepared, prepare_shards
 from llmt.data.shards import ShardSet
-from llmt.text.sources import open_documents
 from llmt.data.split import hold_out
 from llmt.errors import DataError, StorageError
+from llmt.text.sources import open_documents
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.bpe import train_bpe
 

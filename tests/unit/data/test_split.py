@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmt.text.documents import Document
 from llmt.data.split import FEW_DOCUMENTS, describe_split, hold_out
+from llmt.text.documents import Document
 
 
 def _documents(texts: list[str]) -> Iterator[Document]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmt.errors import DataError
 from llmt.text.builtin import (
     Instruction,
     builtin_documents,
@@ -17,7 +18,6 @@ from llmt.text.builtin import (
     instructions,
     stdlib_folder,
 )
-from llmt.errors import DataError
 
 _READ_ALL = """
 import json, sys

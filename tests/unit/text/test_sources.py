@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llmt.text.sources import fingerprint_sources, open_documents
 from llmt.errors import DataError, StorageError
+from llmt.text.sources import fingerprint_sources, open_documents
 
 
 def _texts(*sources: str | Path, **options: str) -> list[tuple[str, str]]:
