@@ -47,5 +47,5 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "llmt needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "== Installing llmt and what it needs: the first time this fetches torch and what it brings"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[fast,test,lint]"
 	@touch $(READY)

@@ -24,7 +24,10 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "BPETokenizer": "llmt.tokenizers.bpe",
     "BaseLanguageModel": "llmt.models.base",
+    "BaseTokenizer": "llmt.tokenizers.base",
+    "ByteTokenizer": "llmt.tokenizers.bpe",
     "EvalReport": "llmt.evaluation.perplexity",
     "HFTokenizerWrapper": "llmt.tokenizers.huggingface",
     "HuggingFaceModelWrapper": "llmt.models.huggingface",
@@ -32,9 +35,12 @@ _PUBLIC = {
     "ModelConfig": "llmt.config.model",
     "Sampling": "llmt.generation.sampling",
     "StepReport": "llmt.training.report",
+    "Tokenizer": "llmt.tokenizers.base",
     "TrainConfig": "llmt.config.run",
     "Trainer": "llmt.training.trainer",
     "TransformerLM": "llmt.models.transformer",
+    "UnigramTokenizer": "llmt.tokenizers.bpe",
+    "WordPieceTokenizer": "llmt.tokenizers.wordpiece",
     "evaluate": "llmt.evaluation.perplexity",
     "get_memory_usage": "llmt.system.memory",
     "load_model": "llmt.models.load",

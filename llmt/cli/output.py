@@ -108,6 +108,15 @@ class Output:
         """A line of the result, for people."""
         self.out.print(Text(safe(text)))
 
+    @property
+    def colours(self) -> bool:
+        """The result is read where colours can be seen, and by somebody who wants them."""
+        return self.out.color_system is not None and not self.out.no_color
+
+    def styled(self, parts: Iterable[tuple[str, str]]) -> None:
+        """A line of the result made of (text, style)."""
+        self.out.print(Text.assemble(*[(safe(text), style) for text, style in parts]))
+
     def stream(self, text: str) -> None:
         """A piece of the result, at once and without a new line; raw where nobody's terminal reads it."""
         file = self.out.file

@@ -1,7 +1,10 @@
 """`llmt tokenizer`: text to a tokenizer, and a look at what it does."""
 
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,18 +12,20 @@ from llmt.cli.context import CONTEXT
 from llmt.cli.inspect import inspect
 from llmt.cli.options import with_settings
 from llmt.cli.output import Output
-from llmt.cli.progress import progress_bar
-from llmt.config.data import BUILTIN, EncodingErrors
+from llmt.cli.progress import Bar, progress_bar
+from llmt.config.data import BUILTIN
 from llmt.config.layers import Given
 from llmt.config.load import load_task
 from llmt.config.tasks import TokenizerTrainSettings
-from llmt.errors import BusyOutputError, UsageError
+from llmt.config.tokenizer import TokenizerTraining
+from llmt.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmt.tokenizers.build import Built
+    from llmt.tokenizers.progress import TrainingProgress
 
 app = typer.Typer(help="Train tokenizers and look into them.", context_settings=CONTEXT)
-
 app.command("inspect", context_settings=CONTEXT)(inspect)
-
-SAMPLE_DOCUMENTS = 50
 
 
 @app.command("train", context_settings=CONTEXT)
@@ -32,68 +37,71 @@ def train(
 ) -> None:
     """Learn a tokenizer from text; without FILES, from the documentation inside Python."""
     settings = load_task("tokenizer_train", TokenizerTrainSettings, flags=given).config
-    from llmt.checkpoints.atomic import staged_directory
-    from llmt.text.sources import open_documents
-    from llmt.tokenizers.inspect import inspect_tokenizer
-    from llmt.tokenizers.train import OPTIONS, train_tokenizer
+    from llmt.tokenizers.build import build_tokenizer
 
-    unread = [g.place for g in given if g.key in _TRAINING_OPTIONS and g.key not in OPTIONS[settings.algo]]
-    if unread:
-        raise UsageError(f"{unread[0]}: {settings.algo} does not read it", "leave it out, or name another --algo")
+    _refuse_unread(settings.algo, given)
     sources = (*(files or ()), *settings.data) or (BUILTIN,)
     target = Path(settings.output_dir or Path("tokenizers") / settings.algo).expanduser()
-    _claim(target, overwrite=settings.overwrite)
-    options = settings.model_dump(include=set(_TRAINING_OPTIONS))
+    started = time.monotonic()
     with progress_bar(out, f"training {settings.algo}") as bar:
-        texts = (
-            document.text
-            for document in open_documents(
-                sources, text_column=settings.text_column, encoding_errors=settings.encoding_errors
-            )
-        )
-        trained = train_tokenizer(settings.algo, texts, **options, progress=lambda done, total: bar.update(done, total))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with staged_directory(target, extra=None, replace=True) as staged:
-        trained.save_pretrained(staged.path)
-    report = inspect_tokenizer(trained, _sample(sources, settings.encoding_errors, settings.text_column))
-    values = {"directory": str(target), "algo": settings.algo, "vocab_size": trained.vocab_size,
-              "characters_per_token": report.characters_per_token}  # fmt: skip
+        built = build_tokenizer(settings, sources, target, _showing(bar))
+    seconds = time.monotonic() - started
     if out.as_json:
-        out.json(values)
+        report = asdict(built.report)
+        out.json({"directory": str(target), "algo": settings.algo, "seconds": seconds, **report, "notes": built.notes})
         return
-    out.result(
-        f"{target}: {settings.algo}, {trained.vocab_size:,} tokens, "
-        f"{report.characters_per_token:.2f} characters per token"
-    )
-    if trained.vocab_size < settings.vocab_size and settings.algo != "byte":
-        out.say(f"note: {settings.vocab_size:,} were asked for; the text supports {trained.vocab_size:,}")
-    out.say(f"next:  llmt tokenizer inspect {target}")
-    out.say(f"       llmt train --tokenizer {target}")
+    _show(out, built, settings.algo, seconds)
 
 
-_TRAINING_OPTIONS = (
-    "vocab_size", "min_frequency", "split", "style", "threshold", "max_subword_length", "continuation_prefix",
-)  # fmt: skip
-
-
-def _claim(target: Path, *, overwrite: bool) -> None:
-    """A tokenizer may be written there.
+def _refuse_unread(algo: str, given: list[Given]) -> None:
+    """A flag that the algorithm does not read is a mistake.
 
     Raises:
-        BusyOutputError: Something stands there that may not be replaced.
+        UsageError: There is one.
     """
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / "tokenizer.json").is_file() or (target / "config.json").exists():
-        raise BusyOutputError(f"{target}: exists and is no tokenizer of its own", "name another directory with -o")
-    if not overwrite:
-        raise BusyOutputError(f"{target}: holds a tokenizer already", "add --overwrite, or name another with -o")
+    from llmt.tokenizers.train import options_of
+
+    options = {*TokenizerTraining.model_fields, "num_proc"} - {"algo", *options_of(algo)}
+    if unread := [g.place for g in given if g.key in options]:
+        raise UsageError(f"{unread[0]}: {algo} does not read it", "leave it out, or name another --algo")
 
 
-def _sample(sources: tuple[str, ...], encoding_errors: EncodingErrors = "strict", column: str = "text") -> str:
-    """The first documents of a corpus, as a text to measure on."""
-    from llmt.text.sources import open_documents
+def _showing(bar: Bar) -> "Callable[[TrainingProgress], None]":
+    """Moves the bar: characters read, then tokens with the speed and the latest piece."""
+    begun: list[tuple[float, int]] = []
 
-    documents = open_documents(sources, text_column=column, encoding_errors=encoding_errors)
-    texts = [document.text for document, _ in zip(documents, range(SAMPLE_DOCUMENTS), strict=False)]
-    return "\n".join(texts)[:1_000_000]
+    def show(progress: "TrainingProgress") -> None:
+        if progress.stage == "reading":
+            bar.update(progress.done, None, f"{progress.done / 1e6:,.0f} million characters read")
+            return
+        now = time.monotonic()
+        begun.append((now, progress.done))
+        seconds = now - begun[0][0]
+        speed = f"{(progress.done - begun[0][1]) / seconds:,.0f} merges/s" if seconds > 0 else ""
+        piece = f"  {progress.piece!r}" if progress.piece is not None else ""
+        bar.update(progress.done, progress.total, f"{progress.done:,} tokens  {speed}{piece}")
+
+    return show
+
+
+def _show(out: Output, built: "Built", algo: str, seconds: float) -> None:
+    report = built.report
+    out.result(f"{built.directory}: {algo}, {report.vocab_size:,} tokens, {seconds:.1f} s")
+    where = "held-out text" if report.held_out else "the training text (too little to hold any out)"
+    out.result(
+        f"on {report.characters:,} characters of {where}: {report.characters_per_token:.2f} characters and "
+        f"{report.bytes_per_token:.2f} bytes per token, {100 * report.unknown_share:.2f} % unknown, "
+        f"{100 * report.vocabulary_used:.1f} % of the vocabulary used"
+    )
+    tried = f"{report.lines:,} lines and {report.hard_texts} hard texts"
+    if not report.losses:
+        out.result(f"{tried} come back exactly; ids are equal after reloading, in transformers too")
+    else:
+        out.result(f"ids of {tried} are equal after reloading, in transformers too")
+    for loss in report.losses:
+        examples = f", as in {' '.join(loss.examples)}" if loss.examples else ""
+        out.result(f"lost: {loss.kind}, in {loss.texts:,} of them{examples}")
+    for note in built.notes:
+        out.say(f"note: {note}")
+    out.say(f"next:  llmt tokenizer inspect {built.directory}")
+    out.say(f"       llmt train --tokenizer {built.directory}")

@@ -39,6 +39,10 @@ class DataConfig(Section):
     cache_dir: Text | None = None
     """Where token shards are kept. None means the user's cache folder."""
 
+    num_proc: Count | None = Field(None, ge=1)
+    """Processes that make token ids of text. None starts one for each core, at most eight, when more than
+    16 million characters are to be encoded. The ids are the same for every number."""
+
     num_workers: Count | None = Field(None, ge=0)
     """Background threads that read batches ahead. None chooses by device."""
 

@@ -15,13 +15,25 @@ class TokenizerTrainSettings(TokenizerTraining):
     """Number of tokens, special tokens included."""
 
     data: TextList = ()
-    """Files, folders or glob patterns to learn from. Empty means the documentation inside the running Python."""
+    """Files, folders, glob patterns, `hf:NAME` or `-` to learn from. Empty: the documentation inside Python."""
 
     text_column: Text = "text"
     """Field of a .jsonl row that holds the text."""
 
     encoding_errors: EncodingErrors = "strict"
     """What to do with bytes that are not UTF-8: stop and name the offset, or put U+FFFD there."""
+
+    dataset_config: Text | None = None
+    """Configuration of a data set named `hf:NAME`."""
+
+    dataset_split: Text = "train"
+    """Split of a data set named `hf:NAME`."""
+
+    max_samples: Count | None = Field(None, gt=0)
+    """Read at most this many documents. None reads all."""
+
+    num_proc: Count | None = Field(None, gt=0)
+    """`wordpiece` only: processes that count words. None takes all cores for 50 MB or more, else one."""
 
     output_dir: Text | None = None
     """Directory to write. None means `./tokenizers/ALGO`."""
@@ -34,10 +46,37 @@ class TokenizerInspectSettings(Section):
     """`llmt tokenizer inspect`: what a tokenizer does with text."""
 
     data: TextList = ()
-    """Files to measure on. Empty measures on the text given, or on a sample of the built-in corpus."""
+    """Files, folders, glob patterns or `-` to measure on. Empty: TEXT, or a sample of Python's documentation."""
+
+    text_column: Text = "text"
+    """Field of a .jsonl row that holds the text."""
+
+    encoding_errors: EncodingErrors = "strict"
+    """What to do with bytes in `data` that are not UTF-8: stop and name the offset, or put U+FFFD there."""
+
+    max_characters: Count = Field(1_000_000, gt=0)
+    """Measure so many characters at most, from the beginning."""
 
     limit: Count = Field(40, gt=0)
-    """Tokens of the segmentation that are shown."""
+    """Tokens of the text that are listed with their ids."""
+
+    check: Count = Field(20_000, ge=0)
+    """Tokens that the text does not hold are checked, so many at most, for being out of reach of any text."""
+
+    word: Text | None = None
+    """Show the merges by which this word is built; of several words each."""
+
+    compare: TextLines = ()
+    """Another tokenizer, to be measured on the same text. May be given several times."""
+
+    sweep: Flag = False
+    """Measure the smaller vocabularies of the same training as well."""
+
+    html: Text | None = None
+    """File that gets everything as a page."""
+
+    overwrite: Flag = False
+    """Replace a page that stands there already."""
 
 
 class EvalSettings(Section):

@@ -1,8 +1,8 @@
 """How text becomes tokens."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llmt.config.base import Count, Section, Text
 
@@ -30,15 +30,32 @@ class TokenizerTraining(Section):
     threshold: Literal["anneal", "fixed"] = "anneal"
     """`wordpiece` only: lower the frequency threshold by stages, or hold it at `min_frequency`."""
 
+    score: Literal["likelihood", "gain"] = "likelihood"
+    """`wordpiece` only: log P(AB) - log P(A) - log P(B), or what the whole text's likelihood gains by the merge."""
+
+    engine: Literal["auto", "python", "compiled"] = "auto"
+    """`wordpiece` only: what merges; `compiled` needs numba. The result is the same."""
+
     max_subword_length: Count = Field(100, ge=1)
     """`wordpiece` only: longest token, in characters."""
 
-    continuation_prefix: Text = Field("##", min_length=1)
-    """`wordpiece` only: marks a token that continues a word."""
+    continuation_prefix: Text = Field("##", min_length=2)
+    """`wordpiece` only: marks a token that continues a word; two or more ASCII signs."""
+
+    limit_alphabet: Count | None = Field(None, gt=0)
+    """`wordpiece` in style `bert` only: keep this many characters, the most frequent. None keeps all."""
 
 
 class TokenizerConfig(TokenizerTraining):
     """Train a tokenizer on the corpus, or take one that exists."""
 
     path: Text | None = None
-    """Directory of an existing tokenizer. None trains a new one on the training documents."""
+    """Directory, or name on the hub, of an existing tokenizer; an algorithm's name trains a new one by it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_an_algorithm(cls, data: Any) -> Any:
+        """`--tokenizer wordpiece` is short for `--algo wordpiece`; a directory of that name is `./wordpiece`."""
+        if isinstance(data, dict) and data.get("path") in get_args(Algorithm):
+            return {**data, "algo": data["path"], "path": None}
+        return data

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
@@ -26,8 +27,10 @@ from llmt.data.shards import SHARD_FORMAT, ShardSet, ShardWriter, open_shards
 from llmt.data.split import describe_split, hold_out
 from llmt.errors import DataError, ModelFileError, StorageError
 from llmt.text.documents import Document
+from llmt.text.reading import Reading
 from llmt.text.sources import fingerprint_sources, open_documents
 from llmt.tokenizers.base import Tokenizer
+from llmt.tokenizers.bulk import BulkEncoder
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of text and the documents done so far."""
@@ -68,7 +71,8 @@ def prepare_shards(
 ) -> PreparedData:
     """The shards of a corpus: opened where they are whole in the cache, otherwise made.
 
-    Memory: about a megabyte of text, or the longest document where that is more.
+    Memory: about a megabyte of text, or the longest document where that is more; with several processes, two
+    such batches and a table of words for each.
 
     Args:
         config: The corpus and how it is split; no sources mean the built-in corpus.
@@ -174,7 +178,7 @@ def _fill(
     with ExitStack() as files:
         train = files.enter_context(ShardWriter(staged.path, "train", **ids))
         validation = files.enter_context(ShardWriter(staged.path, "validation", **ids))
-        _encode(parts, tokenizer, {False: train, True: validation}, progress)
+        _encode(parts, tokenizer, {False: train, True: validation}, config.num_proc, progress)
         train.finish()
         validation.finish()
     held = open_shards(staged.path, "validation")
@@ -199,12 +203,12 @@ def _split_documents(
     config: DataConfig, read: TextCounter, held_out: TextCounter
 ) -> tuple[Iterator[tuple[Document, bool]], str]:
     """Each document with whether it is held out, and a sentence about it where that is known beforehand."""
-    column, errors = config.text_column, config.encoding_errors
+    reading = Reading(config.text_column, config.encoding_errors)
     sources = config.sources or (BUILTIN,)
-    documents = read.watch(open_documents(sources, text_column=column, encoding_errors=errors))
+    documents = read.watch(open_documents(sources, reading))
     if not config.validation_sources:
         return hold_out(documents, config.validation_split), ""
-    others = open_documents(config.validation_sources, text_column=column, encoding_errors=errors)
+    others = open_documents(config.validation_sources, reading)
     parts = chain(
         ((document, False) for document in documents),
         ((document, True) for document in held_out.watch(others)),
@@ -216,18 +220,27 @@ def _encode(
     parts: Iterable[tuple[Document, bool]],
     tokenizer: Tokenizer,
     writers: Mapping[bool, ShardWriter],
+    num_proc: int | None,
     progress: Progress | None,
 ) -> None:
     done_bytes = done_documents = 0
-    for batch in _batches(parts):
-        encoded = tokenizer.encode_batch([document.text for document, _ in batch])
-        for (document, is_held_out), ids in zip(batch, encoded, strict=True):
-            size = len(document.text.encode())
-            writers[is_held_out].add(ids, size)
-            done_bytes += size
-        done_documents += len(batch)
-        if progress is not None:
-            progress(done_bytes, done_documents)
+    waiting: deque[list[tuple[Document, bool]]] = deque()
+
+    def texts() -> Iterator[list[str]]:
+        for batch in _batches(parts):
+            waiting.append(batch)
+            yield [document.text for document, _ in batch]
+
+    with BulkEncoder(tokenizer, num_proc) as bulk:
+        for encoded in bulk.encode(texts()):
+            batch = waiting.popleft()
+            for (document, is_held_out), ids in zip(batch, encoded, strict=True):
+                size = len(document.text.encode())
+                writers[is_held_out].add(ids, size)
+                done_bytes += size
+            done_documents += len(batch)
+            if progress is not None:
+                progress(done_bytes, done_documents)
 
 
 def _batches(parts: Iterable[tuple[Document, bool]]) -> Iterator[list[tuple[Document, bool]]]:

@@ -15,6 +15,7 @@ from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE
 from llmt.checkpoints.weights import save_weights
 from llmt.models.cache import KeyValueCache
 from llmt.models.loss import TokenLoss, token_loss
+from llmt.models.resize import check_size, resize_vocabulary
 from llmt.units import parse_size
 
 
@@ -79,6 +80,33 @@ class BaseLanguageModel(nn.Module, ABC):
     def num_parameters(self, *, trainable: bool = False) -> int:
         """Number of weights, tied ones counted once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int, pad_to_multiple_of: int | None = None, *, shrink: bool = False
+    ) -> nn.Embedding:
+        """Make room for tokens that were added to the tokenizer, in place; new rows are the mean of the old ones.
+
+        The parameters are new objects: an optimizer that was made before goes on with the old ones, so make it
+        after this.
+
+        Args:
+            new_num_tokens: Number of tokens wanted, usually `len(tokenizer)`.
+            pad_to_multiple_of: Round up to a multiple of this, which some devices compute faster.
+            shrink: Allow fewer tokens than there are.
+
+        Returns:
+            The input embedding.
+
+        Raises:
+            UsageError: Tokens would be lost, or the embeddings are frozen.
+        """
+        size = new_num_tokens
+        if pad_to_multiple_of is not None:
+            size += -size % pad_to_multiple_of
+        check_size(self.vocab_size, size, shrink, self.output_weight())
+        embedding = resize_vocabulary(self, self.output_weight(), size)
+        self.vocab_size = size
+        return embedding
 
     def save_pretrained(
         self,

@@ -9,7 +9,8 @@ class Document:
 
     Attributes:
         text: The text, without a byte order mark, otherwise as it was read.
-        source: Where it came from: `file`, `file:line` or `builtin:kind/name`.
+        source: Where it came from: `file`, `file:line`, `-`, `hf:name: row number` or
+            `builtin:kind/name`.
     """
 
     text: str

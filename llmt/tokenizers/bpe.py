@@ -5,7 +5,8 @@ the unigram model is that of Kudo, "Subword regularization", 2018, over the same
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, final
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -13,12 +14,132 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from llmt.errors import ConfigError
 from llmt.tokenizers.bytelevel import BYTE_CHARACTERS
 from llmt.tokenizers.corpus import MeasuredCorpus
-from llmt.tokenizers.fast import FastTokenizer
+from llmt.tokenizers.fast import CACHE_SIZE, TrainableTokenizer
+from llmt.tokenizers.files import TokenizerParts
 from llmt.tokenizers.pretokenize import PATTERNS, Split, split_words
+from llmt.tokenizers.progress import Progress, log_progress
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
 _ROLES = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PADDING}
+
+
+class _ByteLevelTokenizer(TrainableTokenizer):
+    """What the byte-level types share.
+
+    Args:
+        split: How text is cut into words; `gpt4` is also Llama 3's.
+        special_tokens: Further special tokens after `<|endoftext|>` (0) and `<|pad|>` (1).
+        cache_size: How many words `encode` remembers with their ids.
+
+    Raises:
+        ConfigError: A special token is an ordinary word.
+    """
+
+    def __init__(self, split: Split = "gpt4", special_tokens: Sequence[str] = (), cache_size: int = CACHE_SIZE) -> None:
+        super().__init__({"split": split, "special_tokens": list(special_tokens)}, cache_size)
+        self._split: Split = split
+        self._special = _special_tokens(special_tokens, split)
+
+    def _learn(
+        self, model: models.Model, trainer: trainers.Trainer, texts: Iterable[str], asked: Mapping[str, Any],
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        backend = _byte_level(model, self._split)
+        corpus = MeasuredCorpus(texts, progress)
+        backend.train_from_iterator(corpus, trainer)
+        corpus.require_text()
+        if self.algo == "unigram":
+            _round_scores(backend)
+        self._finish(backend, asked, corpus)
+
+    def _finish(self, backend: tokenizers.Tokenizer, asked: Mapping[str, Any], corpus: MeasuredCorpus) -> None:
+        self.adopt(TokenizerParts(backend, _ROLES))
+        self.describe({**asked, **corpus.facts(self)})
+
+
+@final
+class BPETokenizer(_ByteLevelTokenizer):
+    """Lossless byte-level BPE."""
+
+    algo = "bpe"
+
+    def train(
+        self,
+        texts: Iterable[str],
+        vocab_size: int = 30_000,
+        min_frequency: int = 2,
+        verbose: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Merge the most frequent pair of neighbours, again and again."""
+        _require_size(vocab_size, len(self._special))
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=min_frequency,
+            special_tokens=self._special,
+            initial_alphabet=BYTE_CHARACTERS,
+            show_progress=False,
+        )
+        asked = {"vocab_size_asked": vocab_size, "min_frequency": min_frequency}
+        self._learn(models.BPE(), trainer, texts, asked, log_progress if verbose else progress)
+
+
+@final
+class UnigramTokenizer(_ByteLevelTokenizer):
+    """A lossless unigram model over bytes.
+
+    The library sums in the order of a hash table of its own: two trainings on one text give other scores, and may
+    give other pieces.
+    """
+
+    algo = "unigram"
+
+    def train(
+        self,
+        texts: Iterable[str],
+        vocab_size: int = 30_000,
+        min_frequency: int = 2,
+        verbose: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Begin with many pieces and drop the least useful; the method has no `min_frequency`."""
+        # Asked for no piece to learn, the library's trainer does not stop.
+        _require_size(vocab_size, len(self._special), learnt=1)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=vocab_size,
+            special_tokens=self._special,
+            initial_alphabet=BYTE_CHARACTERS,
+            show_progress=False,
+        )
+        asked = {"vocab_size_asked": vocab_size}
+        self._learn(models.Unigram(), trainer, texts, asked, log_progress if verbose else progress)
+
+
+@final
+class ByteTokenizer(_ByteLevelTokenizer):
+    """The 256 bytes, in order after the special tokens. It is ready without training."""
+
+    algo = "byte"
+
+    def __init__(self, split: Split = "gpt4", special_tokens: Sequence[str] = (), cache_size: int = CACHE_SIZE) -> None:
+        super().__init__(split, special_tokens, cache_size)
+        self.train(())
+
+    def train(
+        self,
+        texts: Iterable[str],
+        vocab_size: int = 30_000,
+        min_frequency: int = 2,
+        verbose: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """There is nothing to learn: no argument is read."""
+        vocab = {piece: number for number, piece in enumerate([*map(str, self._special), *BYTE_CHARACTERS])}
+        backend = _byte_level(models.BPE(vocab=vocab, merges=[]), self._split)
+        backend.add_special_tokens(self._special)
+        self.adopt(TokenizerParts(backend, _ROLES))
+        self.describe({"vocab_size": len(vocab)})
 
 
 def train_bpe(
@@ -27,15 +148,8 @@ def train_bpe(
     min_frequency: int = 2,
     split: Split = "gpt4",
     special_tokens: Sequence[str] = (),
-) -> FastTokenizer:
-    """Train lossless byte-level BPE.
-
-    Args:
-        texts: Documents.
-        vocab_size: Ids wanted, special tokens and the 256 bytes included.
-        min_frequency: Pairs that occur less often are never merged.
-        split: How text is cut into words; `gpt4` is also Llama 3's.
-        special_tokens: Further special tokens after `<|endoftext|>` (0) and `<|pad|>` (1).
+) -> BPETokenizer:
+    """A `BPETokenizer` with these options, trained.
 
     Returns:
         A tokenizer with exactly `vocab_size` ids, or with as many as the text supports;
@@ -45,42 +159,18 @@ def train_bpe(
         ConfigError: `vocab_size` is too small, or a special token is an ordinary word.
         DataError: No text.
     """
-    special = _special_tokens(special_tokens, split)
-    _require_size(vocab_size, len(special))
-    backend = _byte_level(models.BPE(), split)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=special,
-        initial_alphabet=BYTE_CHARACTERS,
-        show_progress=False,
-    )
-    return _train("bpe", backend, trainer, texts, vocab_size, {"min_frequency": min_frequency, "split": split})
+    tokenizer = BPETokenizer(split, special_tokens)
+    tokenizer.train(texts, vocab_size, min_frequency)
+    return tokenizer
 
 
 def train_unigram(
     texts: Iterable[str], vocab_size: int = 4096, split: Split = "gpt4", special_tokens: Sequence[str] = ()
-) -> FastTokenizer:
-    """Train a lossless unigram model over bytes. Arguments, result and errors are those of `train_bpe`.
-
-    The library sums in parallel: another number of threads may give other scores.
-    """
-    special = _special_tokens(special_tokens, split)
-    _require_size(vocab_size, len(special), learnt=1)  # asked for none, the library's trainer does not stop
-    backend = _byte_level(models.Unigram(), split)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=BYTE_CHARACTERS, show_progress=False
-    )
-    return _train("unigram", backend, trainer, texts, vocab_size, {"split": split})
-
-
-def train_byte(special_tokens: Sequence[str] = ()) -> FastTokenizer:
-    """A tokenizer of the 256 bytes, without training: special tokens first, then the bytes in order."""
-    special = _special_tokens(special_tokens, "gpt4")
-    vocab = {piece: number for number, piece in enumerate([*map(str, special), *BYTE_CHARACTERS])}
-    backend = _byte_level(models.BPE(vocab=vocab, merges=[]), "gpt4")
-    backend.add_special_tokens(special)
-    return FastTokenizer(backend, _ROLES, {"algo": "byte", "vocab_size": len(vocab)})
+) -> UnigramTokenizer:
+    """A `UnigramTokenizer` with these options, trained; result and errors as for `train_bpe`."""
+    tokenizer = UnigramTokenizer(split, special_tokens)
+    tokenizer.train(texts, vocab_size)
+    return tokenizer
 
 
 def _special_tokens(further: Sequence[str], split: Split) -> list[AddedToken]:
@@ -113,25 +203,6 @@ def _byte_level(model: models.Model, split: Split) -> tokenizers.Tokenizer:
     )
     backend.decoder = decoders.ByteLevel()
     return backend
-
-
-def _train(
-    algo: str,
-    backend: tokenizers.Tokenizer,
-    trainer: trainers.Trainer,
-    texts: Iterable[str],
-    vocab_size: int,
-    options: dict[str, int | str],
-) -> FastTokenizer:
-    corpus = MeasuredCorpus(texts)
-    backend.train_from_iterator(corpus, trainer)
-    corpus.require_text()
-    if algo == "unigram":
-        _round_scores(backend)
-    tokenizer = FastTokenizer(backend, _ROLES)
-    asked = {"algo": algo, "vocab_size_asked": vocab_size, **options}
-    tokenizer.training = asked | corpus.facts(tokenizer)
-    return tokenizer
 
 
 def _round_scores(backend: tokenizers.Tokenizer) -> None:

@@ -2,109 +2,145 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Self, final
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
-from llmt.errors import ConfigError, MismatchError, ModelFileError
-from llmt.tokenizers.base import Tokenizer, well_formed
+from llmt.errors import ConfigError, MismatchError, ModelFileError, UsageError
+from llmt.tokenizers.base import MergeStep, Tokenizer, well_formed
 from llmt.tokenizers.bytelevel import is_byte_level, is_lossless, to_bytes
+from llmt.tokenizers.chunks import ChunkEncoder, find_cut
+from llmt.tokenizers.files import TRAINING_FILE, TokenizerParts, read_parts, write_parts
+from llmt.tokenizers.progress import Progress
 
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-TRAINING_FILE = "tokenizer_training.json"
-TEMPLATE_FILE = "chat_template.jinja"
+CACHE_SIZE = 10_000
 
 
-@final
 class FastTokenizer(Tokenizer):
-    """Every kind that llmt trains, and every foreign tokenizer.json.
+    """What every tokenizer with a tokenizer.json shares; its subclasses are final.
 
     Args:
-        backend: The library's tokenizer. It must add nothing on its own: no padding, no truncation.
-        special: Tokens by role: `eos_token`, `bos_token`, `pad_token`, `unk_token`; each must be in the
-            vocabulary.
-        training: How it was trained, written to `tokenizer_training.json`. None for a foreign tokenizer.
-        config: Further keys of `tokenizer_config.json` to keep.
-        chat_template: Text of `chat_template.jinja` to keep.
-
-    Raises:
-        ConfigError: A special token that the vocabulary lacks.
+        cache_size: How many words `encode` remembers with their ids. Training clears them.
     """
 
-    def __init__(
-        self,
-        backend: tokenizers.Tokenizer,
-        special: Mapping[str, str],
-        training: Mapping[str, Any] | None = None,
-        config: Mapping[str, Any] | None = None,
-        chat_template: str | None = None,
-    ) -> None:
+    def __init__(self, cache_size: int = CACHE_SIZE) -> None:
+        self._parts: TokenizerParts | None = None
+        self._cache_size = cache_size
+
+    @classmethod
+    @abstractmethod
+    def from_parts(cls, parts: TokenizerParts) -> Self:
+        """The tokenizer of these parts.
+
+        Raises:
+            ModelFileError: They are those of another kind.
+        """
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """The tokenizer in a directory."""
+        return cls.from_parts(read_parts(Path(directory)))
+
+    def adopt(self, parts: TokenizerParts) -> None:
+        """Become the tokenizer of these parts, in place of what was there.
+
+        Raises:
+            ConfigError: A special token that the vocabulary lacks.
+        """
+        backend = parts.backend
         backend.encode_special_tokens = True
-        self.backend = backend
-        self.special = dict(special)
-        self.training = dict(training) if training is not None else None
-        self.config = dict(config or {})
-        self.chat_template = chat_template
-        self._ids = {role: backend.token_to_id(token) for role, token in special.items()}
-        missing = [role for role, token_id in self._ids.items() if token_id is None]
-        if missing:
-            raise ConfigError([f"{role}: {special[role]!r} is not in the vocabulary" for role in missing])
+        ids = {role: backend.token_to_id(token) for role, token in parts.special.items()}
+        if missing := [role for role, token_id in ids.items() if token_id is None]:
+            raise ConfigError([f"{role}: {parts.special[role]!r} is not in the vocabulary" for role in missing])
         spec = json.loads(backend.to_str())
+        self._parts = parts
+        self._ids = ids
         self._vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self._lossless = is_lossless(spec)
         self._byte_level = is_byte_level(spec)
         self._prefix: str = spec["model"].get("continuing_subword_prefix") or ""
+        self._merges: list[Any] = spec["model"].get("merges") or []
+        self._frames = spec.get("post_processor") is not None
+        self._cut = find_cut(spec)
+        self._remember()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.backend.encode_special_tokens = True  # the library's pickle leaves it out
+    @property
+    def parts(self) -> TokenizerParts:
+        """What it is made of.
+
+        Raises:
+            UsageError: It was not trained yet.
+        """
+        if self._parts is None:
+            raise UsageError("tokenizer: it is not trained yet", "call train(texts), or from_pretrained(directory)")
+        return self._parts
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer."""
+        return self.parts.backend
+
+    @property
+    def training(self) -> Mapping[str, Any] | None:
+        """How llmt trained it, or None for a foreign tokenizer."""
+        return self.parts.training
+
+    @property
+    def cache_size(self) -> int:
+        """How many words `encode` remembers. Setting it forgets them."""
+        return self._cache_size
+
+    @cache_size.setter
+    def cache_size(self, size: int) -> None:
+        """Remember as many from now on."""
+        self._cache_size = size
+        if self._parts is not None:
+            self._remember()
+
+    @property
+    def words_remembered(self) -> int:
+        """How many words the cache holds now."""
+        return 0 if self._parts is None or self._chunks is None else len(self._chunks)
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
-        return self._vocab_size
+        return self._vocab_size if self._parts is not None else 0
 
     @property
-    def eos_token_id(self) -> int:
-        """Ends a document and separates it from the next."""
-        token_id = self._ids.get("eos_token")
-        if token_id is None:
-            raise ModelFileError("tokenizer: it names no end-of-text token", f'add "eos_token" to its {CONFIG_FILE}')
-        return token_id
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """Begins a document."""
-        return self._ids.get("bos_token")
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """Fills up short sequences."""
-        return self._ids.get("pad_token")
-
-    @property
-    def unk_token_id(self) -> int | None:
-        """Stands for what the vocabulary cannot spell."""
-        return self._ids.get("unk_token")
+    def special_tokens(self) -> dict[str, str]:
+        """Special tokens by role."""
+        return dict(self.parts.special)
 
     @property
     def is_lossless(self) -> bool:
         """Whether `decode(encode(text)) == text` for every well-formed text."""
-        return self._lossless
+        return self._parts is not None and self._lossless
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`; nothing is added and no special token is read out of it."""
-        ids: list[int] = self.backend.encode(well_formed(text), add_special_tokens=False).ids
-        return ids
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Ids of `text`; no special token is read out of it.
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on as many threads as the library finds."""
+        With `add_special_tokens` what the tokenizer.json puts around a text, or, where it says nothing, the
+        tokens that begin and end a document.
+        """
+        return self.encode_batch([text], add_special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
+        """`encode` of each text."""
+        backend = self.backend
         clean = [well_formed(text) for text in texts]
-        return [encoding.ids for encoding in self.backend.encode_batch(clean, add_special_tokens=False)]
+        if add_special_tokens and self._frames:
+            return [encoding.ids for encoding in backend.encode_batch(clean, add_special_tokens=True)]
+        if self._chunks is not None:
+            batch = self._chunks.encode_batch(clean)
+        else:
+            batch = [encoding.ids for encoding in backend.encode_batch(clean, add_special_tokens=False)]
+        return [self._as_document(ids) for ids in batch] if add_special_tokens else batch
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""
@@ -114,6 +150,11 @@ class FastTokenizer(Tokenizer):
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The piece of the vocabulary behind each id."""
         return [self._piece(token_id) for token_id in ids]
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a piece of the vocabulary, or None where there is none."""
+        token_id: int | None = self.backend.token_to_id(token)
+        return token_id
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one id stands for; where the vocabulary is not byte-level, the piece's UTF-8."""
@@ -134,35 +175,108 @@ class FastTokenizer(Tokenizer):
         return spec_fingerprint(self.backend)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and, where there is any, how it was trained.
+        """Write tokenizer.json, tokenizer_config.json and, where llmt trained it, training.json."""
+        write_parts(Path(directory), self.parts)
 
-        tokenizer.json comes last: without it a directory holds no tokenizer.
+    def get_merge_history(self) -> list[MergeStep]:
+        """The joins that were learnt, in order, as the training record or else the vocabulary's merges tell.
+
+        Raises:
+            ModelFileError: The record is damaged.
         """
-        from llmt.checkpoints.files import storage_errors, write_text_atomic
+        recorded = (self.training or {}).get("merges")
+        if recorded is not None:
+            try:
+                return [MergeStep(left=a, right=b, piece=p, count=n, score=s) for a, b, p, n, s in recorded]
+            except (TypeError, ValueError) as error:
+                raise ModelFileError(f"{TRAINING_FILE}: its merges are damaged: {error}", "train it again") from error
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in self._merges]
+        return [MergeStep(left=a, right=b, piece=a + b, count=None, score=None) for a, b in pairs]
 
-        folder = Path(directory)
-        with storage_errors("creating a folder", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "padding_side": "right",
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": int(1e30),  # transformers' own value for "not known"
-            **self.config,
-            "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json as it is; others rewrite it
-            **self.special,
-        }
-        if self.training is not None:
-            write_text_atomic(folder / TRAINING_FILE, _json(self.training, indent=None))
-        if self.chat_template is not None:
-            write_text_atomic(folder / TEMPLATE_FILE, self.chat_template)
-        write_text_atomic(folder / CONFIG_FILE, _json(config, indent=2))
-        write_text_atomic(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
+    def get_tokenization_stats(self) -> dict[str, Any]:
+        """Numbers of the vocabulary, and the training record without its merges."""
+        record = {key: value for key, value in (self.training or {}).items() if key != "merges"}
+        return super().get_tokenization_stats() | record
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_chunks": None}  # a cache does not travel
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._parts is not None:
+            self._parts.backend.encode_special_tokens = True  # the library's pickle leaves it out
+            self._remember()
+
+    def _remember(self) -> None:
+        self._chunks = None
+        if self._cut is not None and self._cache_size > 0:
+            self._chunks = ChunkEncoder(self.backend, self._cut, self._cache_size)
 
     def _piece(self, token_id: int) -> str:
         piece: str | None = self.backend.id_to_token(token_id) if token_id >= 0 else None
         if piece is None:
             raise MismatchError(f"token id {token_id}: the tokenizer has ids 0 to {self._vocab_size - 1}")
         return piece
+
+
+class TrainableTokenizer(FastTokenizer):
+    """A tokenizer that llmt trains, and whose record says how."""
+
+    algo: str
+    """Name of the algorithm, as in `--algo`."""
+
+    def __init__(self, options: Mapping[str, Any], cache_size: int = CACHE_SIZE) -> None:
+        super().__init__(cache_size)
+        self.options = dict(options)
+
+    @classmethod
+    def from_parts(cls, parts: TokenizerParts) -> Self:
+        """The tokenizer of these parts, with the options that it was trained with."""
+        made_by = (parts.training or {}).get("algo")
+        if made_by != cls.algo:
+            raise ModelFileError(
+                f"tokenizer: {cls.__name__} reads {cls.algo!r}, not {made_by!r}", "load_tokenizer(...)"
+            )
+        tokenizer = cls(**(parts.training or {}).get("options", {}))
+        tokenizer.adopt(parts)
+        return tokenizer
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Note how it was trained, besides the algorithm and its options."""
+        record = {"algo": self.algo, "options": self.options, **facts}
+        self._parts = replace(self.parts, training=record)
+
+    @abstractmethod
+    def train(
+        self,
+        texts: Iterable[str],
+        vocab_size: int = 30_000,
+        min_frequency: int = 2,
+        verbose: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Learn the vocabulary anew; `progress` is told how far it is."""
+
+
+@final
+class PretrainedTokenizer(FastTokenizer):
+    """A tokenizer.json from elsewhere."""
+
+    @classmethod
+    def from_parts(cls, parts: TokenizerParts) -> Self:
+        """The tokenizer of these parts."""
+        tokenizer = cls()
+        tokenizer.adopt(parts)
+        return tokenizer
+
+    def train(
+        self, texts: Iterable[str], vocab_size: int = 30_000, min_frequency: int = 2, verbose: bool = False
+    ) -> None:
+        """Not possible: how its vocabulary was learnt is not known."""
+        raise UsageError(
+            "tokenizer: it comes from elsewhere, and cannot be trained",
+            "train one of llmt's: llmt tokenizer train FILES --algo bpe",
+        )
 
 
 @final
@@ -200,7 +314,3 @@ def spec_fingerprint(backend: tokenizers.Tokenizer) -> str:
     spec = json.loads(backend.to_str()) | {"padding": None, "truncation": None, "post_processor": None}
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _json(value: Mapping[str, Any], indent: int | None) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False) + "\n"

@@ -4,73 +4,109 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Self, final
 
-from llmt.errors import HubError, MismatchError, MissingPackageError, ModelFileError, UsageError
-from llmt.tokenizers.base import Tokenizer, TokenStream, well_formed
+from llmt.errors import ConfigError, HubError, MismatchError, MissingPackageError, ModelFileError, UsageError
+from llmt.tokenizers.base import Tokenizer, TokenStream, WholeStream, well_formed
 from llmt.tokenizers.bytelevel import is_byte_level, is_lossless, to_bytes
-from llmt.tokenizers.fast import TOKENIZER_FILE, FastStream, spec_fingerprint
+from llmt.tokenizers.corpus import MeasuredCorpus
+from llmt.tokenizers.fast import FastStream, spec_fingerprint
+from llmt.tokenizers.files import ROLES, TOKENIZER_FILE, parse_roles
+from llmt.tokenizers.foreign import stage
+from llmt.tokenizers.trial import rust_refusals
+
+_HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token")
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.tsv")
+_PACKAGES = ("sentencepiece", "protobuf", "tiktoken", "mistral_common")
 
 
 @final
 class HFTokenizerWrapper(Tokenizer):
-    """A tokenizer of transformers, from a directory or the hub.
+    """A tokenizer of transformers, from a directory, a file or the hub.
 
-    What this class does not define is looked up on the wrapped object, and calling the wrapper calls it:
-    `wrapper(text)`, `wrapper.apply_chat_template(...)`, `len(wrapper)`.
+    What this class does not define is the wrapped object's: reading `wrapper.padding_side`, setting
+    `wrapper.padding_side = "left"`, calling `wrapper(text)`, `wrapper.apply_chat_template(...)`. Nothing is kept here
+    that could grow stale: change the wrapped object, and the wrapper follows. It is a proxy for it to `isinstance` too,
+    so that a trainer which asks for a tokenizer of transformers takes it.
 
     Args:
-        name_or_path: A directory, or a name on the hub such as `gpt2` or `owner/name`.
+        name_or_path: A directory; a file that is a tokenizer.json or a SentencePiece `.model`; or a name on the hub
+            such as `gpt2` or `owner/name`. A directory with nothing but vocab.json and merges.txt will do.
         local_files_only: Never ask the hub; take what its cache holds.
         **kwargs: Passed to `AutoTokenizer.from_pretrained`.
 
-    Attributes:
-        tokenizer: The wrapped object. It may be replaced.
-
     Raises:
-        ModelFileError: A directory that does not exist or holds no tokenizer that can be read.
+        ModelFileError: It does not exist, or holds no tokenizer that can be read, or one that could do harm.
         HubError: A name that the hub cannot resolve now.
         MissingPackageError: transformers, or a package that this tokenizer needs, is not installed.
         UsageError: `trust_remote_code` was asked for.
     """
 
-    tokenizer: Any
-
     def __init__(self, name_or_path: str | Path, local_files_only: bool = False, **kwargs: Any) -> None:
-        if kwargs.get("trust_remote_code"):
+        if kwargs.pop("trust_remote_code", False):
             raise UsageError("trust_remote_code: llmt never runs code from a model's files", "leave it out")
-        name = str(name_or_path)
-        is_local = Path(name).is_dir()
-        if not is_local and _looks_like_path(name_or_path):
-            raise ModelFileError(f"{name}: there is no such tokenizer directory", "check the path")
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            raise MissingPackageError("transformers", str(error)) from error
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                name, **kwargs | {"local_files_only": local_files_only, "trust_remote_code": False}
-            )
-        except ImportError as error:
-            package = "sentencepiece" if "sentencepiece" in str(error).lower() else "tokenizers"
-            raise MissingPackageError(package, str(error).strip().splitlines()[0]) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _load_error(name, is_local, error) from error
+        source, hub = Path(name_or_path), None
+        if not source.exists():
+            if _looks_like_path(name_or_path):
+                raise ModelFileError(f"{name_or_path}: there is no such tokenizer directory", "check the path")
+            hub = str(name_or_path)
+            source = _download(hub, local_files_only, kwargs)
+        elif subfolder := kwargs.pop("subfolder", ""):
+            source = source / subfolder
+        tokenizer, notes = _load(source, hub, kwargs)
+        _become(self, tokenizer, notes)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """The tokenizer in a directory on this machine; the hub is not asked."""
+        return cls(directory, local_files_only=True)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The wrapped object. Another may be put in its place."""
+        return self.__dict__["tokenizer"]
+
+    @tokenizer.setter
+    def tokenizer(self, other: Any) -> None:
+        _become(self, other, ())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided where the files left it open, in sentences: which token pads, for one."""
+        notes: tuple[str, ...] = self.__dict__["notes"]
+        return notes
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """The wrapped object's class, as for any proxy; `type(wrapper)` is the wrapper's own."""
+        return type(self.__dict__["tokenizer"]) if "tokenizer" in self.__dict__ else HFTokenizerWrapper
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes of the wrapped tokenizer."""
-        if name == "tokenizer" or name.startswith("__"):  # not there yet while unpickling or copying
+        if name.startswith("__") or "tokenizer" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.tokenizer, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "tokenizer":
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.tokenizer, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.tokenizer, self.notes)
+
+    def __repr__(self) -> str:
+        return f"HFTokenizerWrapper({self.tokenizer!r})"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the wrapped tokenizer."""
+        """Call the wrapped tokenizer, which reads special tokens out of a text and adds its own."""
         return self.tokenizer(*args, **kwargs)
 
-    def __len__(self) -> int:
-        return len(self.tokenizer)
+    def __contains__(self, token: object) -> bool:
+        return isinstance(token, str) and self.token_to_id(token) is not None
 
     @property
     def vocab_size(self) -> int:
@@ -78,70 +114,69 @@ class HFTokenizerWrapper(Tokenizer):
         return len(self.tokenizer)
 
     @property
-    def eos_token_id(self) -> int:
-        """Ends a document; BERT's separator where there is no other."""
-        for token_id in (self.tokenizer.eos_token_id, getattr(self.tokenizer, "sep_token_id", None)):
-            if token_id is not None:
-                return int(token_id)
-        raise ModelFileError("tokenizer: it names no end-of-text token", "set wrapper.tokenizer.eos_token")
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """Begins a document; BERT's [CLS] where there is no other."""
-        token_id: int | None = self.tokenizer.bos_token_id
-        return token_id if token_id is not None else getattr(self.tokenizer, "cls_token_id", None)
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """Fills up short sequences."""
-        token_id: int | None = self.tokenizer.pad_token_id
-        return token_id
-
-    @property
-    def unk_token_id(self) -> int | None:
-        """Stands for what the vocabulary cannot spell."""
-        token_id: int | None = self.tokenizer.unk_token_id
-        return token_id
+    def special_tokens(self) -> dict[str, str]:
+        """Special tokens by role; BERT's separator and [CLS] end and begin where there are no others."""
+        return parse_roles({role: self.tokenizer.special_tokens_map.get(role) for role in ROLES})
 
     @property
     def is_lossless(self) -> bool:
         """Whether `decode(encode(text)) == text` for every well-formed text, as far as its parts tell."""
         return self._backend is not None and is_lossless(self._spec())
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`; nothing is added and no special token is read out of it."""
-        return self.encode_batch([text])[0]
+    def encode(self, text: str, add_special_tokens: bool = False, **kwargs: Any) -> list[int]:
+        """Ids of `text`; no special token is read out of it.
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        Args:
+            text: Any text.
+            add_special_tokens: Put around it what the tokenizer puts around a text, or, where it puts nothing, the
+                tokens that begin and end a document.
+            **kwargs: Passed to the wrapped tokenizer's `encode`, whose result it then is.
+        """
+        if kwargs:
+            asked = {"split_special_tokens": True, "add_special_tokens": add_special_tokens, **kwargs}
+            ids: list[int] = self.tokenizer.encode(well_formed(text), **asked)
+            return ids
+        return self.encode_batch([text], add_special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
         """`encode` of each text."""
         if not texts:
             return []
-        clean = [well_formed(text) for text in texts]
+        frames = self.tokenizer.num_special_tokens_to_add() > 0
         encoded = self.tokenizer(
-            clean,
-            add_special_tokens=False,
+            [well_formed(text) for text in texts],
+            add_special_tokens=add_special_tokens and frames,
             split_special_tokens=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        batch: list[list[int]] = encoded["input_ids"]
+        return [self._as_document(ids) for ids in batch] if add_special_tokens and not frames else batch
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `ids`."""
-        text: str = self.tokenizer.decode(
-            list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, **kwargs: Any) -> str:
+        """Text of `ids`, a list, an array or a tensor; further options go to the wrapped tokenizer."""
+        listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        asked = {"clean_up_tokenization_spaces": False, **kwargs}
+        text: str = self.tokenizer.decode(listed, skip_special_tokens=skip_special_tokens, **asked)
         return text
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The piece of the vocabulary behind each id."""
+        size = self.vocab_size
         for token_id in ids:
-            if not 0 <= token_id < self.vocab_size:
-                raise MismatchError(f"token id {token_id}: the tokenizer has ids 0 to {self.vocab_size - 1}")
+            if not 0 <= token_id < size:
+                raise MismatchError(f"token id {token_id}: the tokenizer has ids 0 to {size - 1}")
         pieces: list[str] = self.tokenizer.convert_ids_to_tokens(list(ids))
         return pieces
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a piece of the vocabulary, or None where there is none."""
+        if self._backend is not None:
+            token_id: int | None = self._backend.token_to_id(token)
+            return token_id
+        vocab: dict[str, int] = self.tokenizer.get_vocab()
+        return vocab.get(token)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one id stands for; where the vocabulary is not byte-level, the piece's UTF-8."""
@@ -150,18 +185,11 @@ class HFTokenizerWrapper(Tokenizer):
         return to_bytes(piece) if byte_level else piece.encode()
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """For each id of `encode(text)` the characters it covers.
-
-        Raises:
-            UsageError: The wrapped tokenizer is written in Python, and does not know.
-        """
+        """For each id of `encode(text)` the characters it covers."""
         if self._backend is None:
-            raise UsageError("offsets: this tokenizer does not keep them", "use one that has a tokenizer.json")
+            return super().offsets(text)
         encoded = self.tokenizer(
-            well_formed(text),
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
+            well_formed(text), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
         return [(start, end) for start, end in encoded["offset_mapping"]]
 
@@ -169,7 +197,7 @@ class HFTokenizerWrapper(Tokenizer):
         """A decoder for ids that arrive one by one."""
         if self._backend is not None:
             return FastStream(self._backend, skip_special_tokens)
-        return _WholeStream(self, skip_special_tokens)
+        return WholeStream(self, skip_special_tokens)
 
     def fingerprint(self) -> str:
         """SHA-256 over the canonical tokenizer.json, or over class and vocabulary where there is none."""
@@ -178,7 +206,30 @@ class HFTokenizerWrapper(Tokenizer):
         parts = [type(self.tokenizer).__name__, sorted(self.tokenizer.get_vocab().items())]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def train(
+        self, texts: Iterable[str], vocab_size: int = 30_000, min_frequency: int = 2, verbose: bool = False
+    ) -> None:
+        """Learn a new vocabulary for the same kind of tokenizer, by its own `train_new_from_iterator`.
+
+        The wrapped object is replaced. `verbose` has nothing to tell: the library does not say how far it is.
+        """
+        if self._backend is None:
+            raise UsageError("tokenizer: one written in Python cannot be trained", "use one with a tokenizer.json")
+        corpus = MeasuredCorpus(texts)
+        options: dict[str, Any] = {"show_progress": False}
+        if self._spec()["model"]["type"] != "Unigram":
+            options["min_frequency"] = min_frequency
+        with rust_refusals("tokenizer"):
+            trained = self.tokenizer.train_new_from_iterator(corpus, vocab_size, **options)
+        corpus.require_text()
+        if len(trained) > vocab_size:
+            raise ConfigError(
+                [f"vocab_size {vocab_size}: special tokens and alphabet alone need {len(trained)}"],
+                f"ask for at least {len(trained)}",
+            )
+        self.tokenizer = trained
+
+    def save_pretrained(self, directory: str | Path, **kwargs: Any) -> None:
         """Let transformers write its files aside, then move each into place, tokenizer.json last."""
         from llmt.checkpoints.files import storage_errors
 
@@ -186,7 +237,7 @@ class HFTokenizerWrapper(Tokenizer):
         with storage_errors("writing a tokenizer", folder):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".tmp-tokenizer-", dir=folder) as aside:
-                self.tokenizer.save_pretrained(aside)
+                self.tokenizer.save_pretrained(aside, **kwargs)
                 written = sorted(Path(aside).iterdir(), key=lambda path: (path.name == TOKENIZER_FILE, path.name))
                 for path in written:
                     os.replace(path, folder / path.name)
@@ -201,29 +252,91 @@ class HFTokenizerWrapper(Tokenizer):
         return spec
 
 
-class _WholeStream:
-    """Streaming for tokenizers without the Rust library: decode all ids so far, give what is new."""
+def _become(wrapper: HFTokenizerWrapper, tokenizer: Any, notes: Sequence[str]) -> None:
+    """Wrap this object; where it cannot pad, choose a token for that and say which."""
+    wrapper.__dict__["tokenizer"] = tokenizer
+    wrapper.__dict__["notes"] = tuple(notes)
+    special = wrapper.special_tokens
+    if "pad_token" in special:
+        return
+    for role, name in (("eos_token", "end-of-text"), ("unk_token", "unknown")):
+        if role in special:
+            tokenizer.pad_token = special[role]
+            wrapper.__dict__["notes"] += (f"no padding token is named; the {name} token {special[role]!r} pads",)
+            return
+    wrapper.__dict__["notes"] += ("no padding token is named, and none was chosen: set wrapper.tokenizer.pad_token",)
 
-    def __init__(self, tokenizer: HFTokenizerWrapper, skip_special_tokens: bool) -> None:
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._ids: list[int] = []
-        self._given = 0
 
-    def step(self, token_id: int) -> str | None:
-        """The text that `token_id` completes, or None while a character is still incomplete."""
-        self._ids.append(token_id)
-        text = self._tokenizer.decode(self._ids, self._skip)
-        return None if text.endswith("\ufffd") else self._rest(text) or None
+def _restore(tokenizer: Any, notes: tuple[str, ...]) -> HFTokenizerWrapper:
+    """The wrapper that was pickled or copied."""
+    wrapper = HFTokenizerWrapper.__new__(HFTokenizerWrapper)
+    wrapper.__dict__.update(tokenizer=tokenizer, notes=notes)
+    return wrapper
 
-    def flush(self) -> str:
-        """What is still held; an incomplete character is U+FFFD."""
-        return self._rest(self._tokenizer.decode(self._ids, self._skip))
 
-    def _rest(self, text: str) -> str:
-        rest = text[self._given :]
-        self._given = len(text)
-        return rest
+def _load(source: Path, hub: str | None, kwargs: dict[str, Any]) -> tuple[Any, list[str]]:
+    """What transformers makes of the files, and what was decided about them."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingPackageError("transformers", str(error)) from error
+    name = hub or str(source)
+    with tempfile.TemporaryDirectory(prefix="llmt-tokenizer-") as folder:
+        aside = Path(folder)
+        notes = stage(source, aside)
+        options = kwargs | {"local_files_only": True, "trust_remote_code": False}
+        with _transformers_errors(name):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        _rename(tokenizer, folder, name)
+    return tokenizer, notes
+
+
+def _rename(tokenizer: Any, folder: str, name: str) -> None:
+    """Let the tokenizer remember where its files came from, not where they were checked."""
+    for values in (vars(tokenizer), tokenizer.init_kwargs):
+        for key, value in values.items():
+            if isinstance(value, str) and value.startswith(folder):
+                values[key] = name + value.removeprefix(folder)
+
+
+@contextmanager
+def _transformers_errors(name: str) -> Iterator[None]:
+    """What transformers raises over files, as errors of llmt."""
+    try:
+        with rust_refusals(name):
+            yield
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
+        package = next((package for package in _PACKAGES if package in str(error).lower()), "tokenizers")
+        raise MissingPackageError(package, reason) from error
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(f"{name}: it holds no tokenizer that transformers can read: {reason}") from error
+
+
+def _download(name: str, local_files_only: bool, kwargs: dict[str, Any]) -> Path:
+    """The tokenizer's files of a repository on the hub, in the hub's own cache."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingPackageError("huggingface_hub", str(error)) from error
+    options = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
+    inside: str = kwargs.pop("subfolder", "")
+    try:
+        folder: str = snapshot_download(
+            name,
+            local_files_only=local_files_only,
+            allow_patterns=[f"{inside}/{pattern}" if inside else pattern for pattern in _HUB_FILES],
+            ignore_patterns=[f"{inside}/*/*" if inside else "*/*"],
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise HubError(
+            f"{name}: there is no such directory here, and the hub cannot resolve it: {reason}",
+            "check the spelling and the network, or name a directory",
+        ) from error
+    return Path(folder) / inside
 
 
 def _looks_like_path(name: str | Path) -> bool:
@@ -232,11 +345,17 @@ def _looks_like_path(name: str | Path) -> bool:
     return isinstance(name, Path) or not text[:1].isalnum() or "\\" in text or text.count("/") > 1
 
 
-def _load_error(name: str, is_local: bool, error: Exception) -> ModelFileError | HubError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if is_local:
-        return ModelFileError(f"{name}: it holds no tokenizer that transformers can read: {reason}")
-    return HubError(
-        f"{name}: there is no such directory here, and the hub cannot resolve it: {reason}",
-        "check the spelling and the network, or name a directory",
-    )
+def ids_in_transformers(directory: Path, texts: Sequence[str]) -> list[list[int]]:
+    """The ids that transformers reads from texts with the tokenizer in a directory, as text alone.
+
+    Raises:
+        MissingPackageError: transformers is not installed.
+    """
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise MissingPackageError("transformers", str(error)) from error
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids

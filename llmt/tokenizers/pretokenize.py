@@ -1,8 +1,8 @@
-"""text -> words: the patterns that cut text before any merging, and counting the words of a corpus."""
+"""text -> words: the patterns that cut text before any merging."""
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import regex
@@ -18,70 +18,46 @@ GPT4_SPLIT = (
 )
 # The pattern of GPT-2 (openai/gpt-2, encoder.py).
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Words of every script, with their vowel signs and accents (\p{M}); any other visible character stands alone.
-BERT_WORDS = r"[\p{L}\p{M}\p{N}]+|[^\s\p{L}\p{M}\p{N}]"
+
+# Characters are written out, not escaped: the pattern means the same to `regex` and to Oniguruma.
+_HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_LETTER = rf"[^\p{{P}}\p{{S}}\p{{Z}}\p{{C}}{_HAN}]"  # letters, marks and digits: what is left
+_JOINERS = "\u200c\u200d"
+_FLAG = "[\U0001f1e6-\U0001f1ff]{2}"
+_KEYCAP = "[0-9#*]\ufe0f?\u20e3"
+_ONTO = "[\\p{M}\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*"  # accents, skin tones, tags of flags
+_SIGN = rf"[^\s\p{{L}}\p{{M}}\p{{N}}]{_ONTO}"
+
+# Words of every script with their vowel signs and accents, joined across U+200C and U+200D; each Han character
+# is a word, as in BERT (google-research/bert, tokenization.py), because that script has no spaces; any other
+# visible character stands alone with what goes onto it, and emoji joined by U+200D are one word.
+BERT_WORDS = (
+    rf"{_KEYCAP}|{_FLAG}|[{_HAN}]\p{{M}}*|{_LETTER}+(?:[{_JOINERS}]+{_LETTER}+)*|{_SIGN}(?:{_JOINERS[1]}{_SIGN})*"
+)
 
 PATTERNS: dict[WordStyle, str] = {"gpt4": GPT4_SPLIT, "gpt2": GPT2_SPLIT, "bert": BERT_WORDS}
-
-BLOCK_CHARACTERS = 4_000_000
-
-# A piece of text that ends where a space or a tab follows a visible character. No pattern above matches
-# across such a place, and none looks ahead across it, so cutting there first changes no word.
-_CHUNK = re.compile(r"\s*\S+(?:[^\S \t]\s*\S*)*|\s+")
-_CUT = re.compile(r"(?<=\S)[ \t]")
-
-
-def count_words(texts: Iterable[str], style: WordStyle) -> dict[str, int]:
-    """How often each word occurs, in order of first appearance in the blocks read.
-
-    Two stages: whitespace-delimited chunks are counted first, which is cheap, and the pattern then runs once
-    per different chunk of a block. Only one block of about `BLOCK_CHARACTERS` is held, next to the result.
-
-    Args:
-        texts: Documents. No word spans two of them.
-        style: Which pattern; `bert` also brings the text into Unicode's NFC form.
-    """
-    words: Counter[str] = Counter()
-    chunks: Counter[str] = Counter()
-    held = 0
-    for block in _blocks(texts):
-        chunks.update(_CHUNK.findall(block))
-        held += len(block)
-        if held >= BLOCK_CHARACTERS:
-            _count_chunks(chunks, style, words)
-            chunks.clear()
-            held = 0
-    _count_chunks(chunks, style, words)
-    return dict(words)
 
 
 def split_words(text: str, style: WordStyle) -> list[str]:
     """The words of `text`, by the pattern of `style`."""
-    words: list[str] = regex.findall(PATTERNS[style], normalized(text) if style == "bert" else text)
-    return words
+    return finder(style)(text)
+
+
+@cache
+def finder(style: WordStyle) -> Callable[[str], list[str]]:
+    """What `split_words` does, for one style."""
+    find: Callable[[str], list[str]] = regex.compile(PATTERNS[style]).findall
+    if style != "bert":
+        return find
+    return lambda text: find(normalized(text))
+
+
+def visible_parts(text: str) -> list[str]:
+    """What stands between white space, as the patterns understand it."""
+    parts: list[str] = regex.findall(r"\S+", text)
+    return parts
 
 
 def normalized(text: str) -> str:
     """Unicode's composed form (NFC), so that one word has one spelling."""
-    import unicodedata
-
     return text if text.isascii() else unicodedata.normalize("NFC", text)
-
-
-def _count_chunks(chunks: Counter[str], style: WordStyle, words: Counter[str]) -> None:
-    for chunk, n in chunks.items():
-        for word in split_words(chunk, style):
-            words[word] += n
-
-
-def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, long ones in parts that end where no word is cut."""
-    for text in texts:
-        start = 0
-        while len(text) - start > BLOCK_CHARACTERS:
-            cut = _CUT.search(text, start + BLOCK_CHARACTERS)
-            if cut is None:
-                break
-            yield text[start : cut.start()]
-            start = cut.start()
-        yield text[start:] if start else text

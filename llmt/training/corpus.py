@@ -14,10 +14,11 @@ from llmt.config.tokenizer import TokenizerConfig
 from llmt.data.prepare import PreparedData, prepare_shards
 from llmt.data.split import hold_out
 from llmt.errors import MismatchError, StorageError
+from llmt.text.reading import Reading
 from llmt.text.sources import fingerprint_sources, open_documents
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.load import load_tokenizer
-from llmt.tokenizers.train import train_tokenizer
+from llmt.tokenizers.train import options_of, train_tokenizer
 
 TOKENIZER_FORMAT = 1
 
@@ -55,7 +56,7 @@ def prepare_corpus(
         DataError: Text that is missing, unreadable or too short.
         ModelFileError: The tokenizer cannot be read.
     """
-    existing = tokenizer_directory or (Path(config.tokenizer.path) if config.tokenizer.path else None)
+    existing = str(tokenizer_directory) if tokenizer_directory is not None else config.tokenizer.path
     if existing is not None:
         tokenizer, note = load_tokenizer(existing), f"tokenizer of {existing}"
     else:
@@ -71,7 +72,7 @@ def prepare_corpus(
 
 def training_texts(data: DataConfig) -> Iterator[str]:
     """The texts that are trained on: all but the held-out ones."""
-    documents = open_documents(data.sources, text_column=data.text_column, encoding_errors=data.encoding_errors)
+    documents = open_documents(data.sources, Reading(data.text_column, data.encoding_errors))
     if data.validation_sources:
         return (document.text for document in documents)
     return (document.text for document, held_out in hold_out(documents, data.validation_split) if not held_out)
@@ -94,8 +95,8 @@ def _cached_tokenizer(
     tokenizer = train_tokenizer(
         config.algo,
         training_texts(data),
-        **config.model_dump(exclude={"algo", "path"}),
-        progress=lambda done, total: progress(f"training a {config.algo} tokenizer", done, total),
+        **config.model_dump(include=set(options_of(config.algo))),
+        progress=lambda now: progress(f"training a {config.algo} tokenizer: {now.stage}", now.done, now.total),
     )
     cache.mkdir(parents=True, exist_ok=True)
     try:

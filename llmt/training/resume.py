@@ -18,7 +18,7 @@ from llmt.training.state import RunState
 
 MAY_DIFFER = {
     "name", "output_dir", "base", "device", "threads",
-    "data.cache_dir", "data.num_workers", "data.pin_memory",
+    "data.cache_dir", "data.num_proc", "data.num_workers", "data.pin_memory",
     "training.max_steps", "training.num_train_epochs", "training.max_tokens", "training.max_time",
     "training.eval_steps", "training.save_steps", "training.save_total_limit",
     "training.compile", "training.distributed_backend",

@@ -38,9 +38,10 @@ def test_commands_and_flags_are_those_of_the_record() -> None:
 def test_public_names_load() -> None:
     """The public names are exactly these, and each can be imported."""
     assert llmt.__all__ == [
-        "__author__", "__email__", "__version__", "BaseLanguageModel", "EvalReport", "HFTokenizerWrapper",
-        "HuggingFaceModelWrapper", "LlmtError", "ModelConfig", "Sampling", "StepReport", "TrainConfig", "Trainer",
-        "TransformerLM", "evaluate", "get_memory_usage", "load_model", "load_tokenizer", "stream_text",
+        "__author__", "__email__", "__version__", "BPETokenizer", "BaseLanguageModel", "BaseTokenizer",
+        "ByteTokenizer", "EvalReport", "HFTokenizerWrapper", "HuggingFaceModelWrapper", "LlmtError", "ModelConfig",
+        "Sampling", "StepReport", "Tokenizer", "TrainConfig", "Trainer", "TransformerLM", "UnigramTokenizer",
+        "WordPieceTokenizer", "evaluate", "get_memory_usage", "load_model", "load_tokenizer", "stream_text",
         "train_tokenizer",
     ]  # fmt: skip
     for name in llmt.__all__:

@@ -79,6 +79,22 @@ def test_batches_of_any_size_give_the_same_ids(tmp_path: Path, tokenizer: Tokeni
     assert seen[-1] == (prepared.train.text_bytes, 1501)
 
 
+def test_the_number_of_processes_changes_no_byte(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Shards made by one process and by two are the same files."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"text": f"row {number}: " + "word, " * (number % 9)}) for number in range(1500))
+    )
+    files = []
+    for num_proc in (1, 2):
+        config = _config(path, num_proc=num_proc, validation_split=0.1)
+        prepared = prepare_shards(config, tokenizer, tmp_path / f"cache {num_proc}")
+        assert not prepared.reused
+        files.append({file.name: file.read_bytes() for file in prepared.directory.glob("*.bin")})
+    assert files[0] == files[1]
+    assert len(files[0]) == 4
+
+
 def test_validation_sources_are_held_out_whole(tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder) -> None:
     """And `sources` is trained on whole; held-out documents that are trained on as well are counted."""
     folder = text_folder(30)
@@ -129,7 +145,7 @@ def test_every_option_that_decides_the_ids_is_in_the_fingerprint(
     """And those that do not (block size, threads) are not."""
     folder = text_folder(3)
     config = _config(folder)
-    same = [config, _config(folder, block_size=32), _config(folder, num_workers=2)]
+    same = [config, _config(folder, block_size=32), _config(folder, num_workers=2), _config(folder, num_proc=2)]
     other = [
         _config(folder, validation_split=0.1),
         _config(folder, text_column="body"),

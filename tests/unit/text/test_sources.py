@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llmt.errors import DataError, StorageError
-from llmt.text.sources import fingerprint_sources, open_documents
+from llmt.errors import DataError, StorageError, UsageError
+from llmt.text.reading import Reading
+from llmt.text.sources import fingerprint_sources, open_blocks, open_documents, open_texts
 
 
 def _texts(*sources: str | Path, **options: str) -> list[tuple[str, str]]:
@@ -134,7 +135,7 @@ def test_other_suffixes_are_read_if_they_are_text(tmp_path: Path) -> None:
         _texts(tmp_path / "b.dat")
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.txt.gz", "a.json", "a.PDF"])
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.txt.xz", "a.json", "a.PDF"])
 def test_other_formats_are_refused_by_name(tmp_path: Path, name: str) -> None:
     """The error says what this version reads."""
     (tmp_path / name).write_text("text")
@@ -177,16 +178,73 @@ def test_no_source_and_no_such_builtin_are_refused() -> None:
         open_documents([])
     with pytest.raises(DataError, match="no such built-in corpus"):
         open_documents(["builtin:instruction"])
+    for read in (lambda: open_documents([""]), lambda: open_texts("")):
+        with pytest.raises(DataError, match="one of the names is empty"):
+            read()
+
+
+def test_texts_are_read_by_one_name(tmp_path: Path) -> None:
+    """A file, a folder, a pattern or the built-in corpus; from a column, up to a number of documents."""
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.jsonl").write_text('{"body": "two", "text": "2"}\n{"body": "three", "text": "3"}\n')
+    assert list(open_texts(str(tmp_path / "a.txt"))) == ["one"]
+    assert list(open_texts(str(tmp_path), text_column="body")) == ["one", "two", "three"]
+    assert list(open_texts(str(tmp_path / "*"), max_samples=2)) == ["one", "2"]
+    assert list(open_texts("builtin", max_samples=1)) == [next(open_documents(["builtin"])).text]
+
+
+def test_at_most_so_many_documents_are_read(tmp_path: Path) -> None:
+    """Over all sources in order; what comes after them may be broken."""
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n{"text": ""}\n{"text": "three"}\nbroken\n')
+    names = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
+    for number in (1, 2, 3):
+        reading = Reading(max_samples=number)
+        assert [d.text for d in open_documents(names, reading)] == ["one", "two", "three"][:number]
+        assert list(open_blocks(names, reading)) == ["one", "two", "three"][:number]
+    with pytest.raises(DataError, match=":4:1: not JSON"):
+        list(open_documents(names, Reading(max_samples=4)))
+    for number in (0, -1):
+        with pytest.raises(UsageError, match=f"max_samples {number}: nothing would be read"):
+            Reading(max_samples=number)
+
+
+def test_a_line_may_not_be_longer_than_fits_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stated limit, named with the line; the last line needs no end."""
+    from llmt.text import readers
+
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 20_000_000)
+    path = tmp_path / "a.jsonl"
+    line = '{"text": "' + "a" * 19_999_986 + '"}'
+    path.write_text(line + "\n" + line + "\n")
+    assert [len(text) for _, text in _texts(path)] == [19_999_986] * 2
+    path.write_text('{"text": "a"}\n' + line + "    ")
+    with pytest.raises(DataError, match=":2: a line of more than 20 MB"):
+        _texts(path)
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_a_file_that_may_not_be_read_is_a_storage_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.zst"])
+def test_a_file_that_may_not_be_read_is_a_storage_error(tmp_path: Path, name: str) -> None:
     """Exit code 6, with what the system said."""
-    path = tmp_path / "a.txt"
+    path = tmp_path / name
     path.write_text("text")
     path.chmod(0)
     with pytest.raises(StorageError, match="cannot be read"):
         _texts(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_a_folder_that_may_not_be_searched_is_not_passed_over(tmp_path: Path) -> None:
+    """Its text would be missing without a word."""
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0)
+    try:
+        with pytest.raises(StorageError, match="closed: cannot be read"):
+            open_documents([str(tmp_path)])
+    finally:
+        (tmp_path / "closed").chmod(0o700)
 
 
 def test_the_builtin_corpora_can_be_mixed_with_files(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizer_texts import TEXTS
 
-from llmt.tokenizers.bpe import train_bpe, train_byte, train_unigram
+from llmt.tokenizers.bpe import ByteTokenizer, train_bpe, train_unigram
 from llmt.tokenizers.fast import FastTokenizer
 from llmt.tokenizers.wordpiece import train_wordpiece
 
@@ -35,7 +35,7 @@ def every_kind(bpe: FastTokenizer, wordpiece: FastTokenizer, bert: FastTokenizer
     return {
         "bpe": bpe,
         "gpt2": train_bpe(TEXTS, vocab_size=300, split="gpt2"),
-        "byte": train_byte(),
+        "byte": ByteTokenizer(),
         "unigram": train_unigram(TEXTS, vocab_size=300),
         "wordpiece": wordpiece,
         "prefix": train_wordpiece(TEXTS, vocab_size=600, continuation_prefix="@+"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizer_texts import HARD_STRINGS, TEXTS
 
 from llmt.errors import ConfigError, DataError, MismatchError
-from llmt.tokenizers.bpe import train_bpe, train_byte, train_unigram
+from llmt.tokenizers.bpe import ByteTokenizer, train_bpe, train_unigram
 from llmt.tokenizers.bytelevel import BYTE_CHARACTERS
 from llmt.tokenizers.fast import FastTokenizer
 
@@ -50,8 +50,8 @@ def test_vocabulary_layout(bpe: FastTokenizer) -> None:
     assert set(BYTE_CHARACTERS) <= set(bpe.backend.get_vocab())
     assert bpe.training is not None
     assert bpe.training["vocab_size"] == bpe.training["vocab_size_asked"] == 400
-    assert bpe.training["corpus_documents"] == len(TEXTS)
-    assert bpe.training["corpus_bytes"] == sum(len(text.encode()) for text in TEXTS)
+    assert bpe.training["corpus"]["texts"] == len(TEXTS)
+    assert bpe.training["corpus"]["bytes"] == sum(len(text.encode()) for text in TEXTS)
 
 
 def test_text_that_supports_less() -> None:
@@ -64,7 +64,7 @@ def test_text_that_supports_less() -> None:
 
 def test_byte_tokenizer_is_the_bytes() -> None:
     """Byte b has id 2 + b."""
-    tokenizer = train_byte()
+    tokenizer = ByteTokenizer()
     assert tokenizer.vocab_size == 258
     assert tokenizer.encode("aé😀") == [2 + byte for byte in "aé😀".encode()]
     assert [tokenizer.token_bytes(2 + byte) for byte in range(256)] == [bytes([byte]) for byte in range(256)]
@@ -91,10 +91,10 @@ def test_no_text(texts: list[str]) -> None:
 def test_special_tokens_are_not_read_from_text(every_kind: dict[str, FastTokenizer]) -> None:
     """Writing a special token's name in a document does not make the token."""
     for tokenizer in every_kind.values():
-        special = {tokenizer.backend.token_to_id(token) for token in tokenizer.special.values()}
+        special = {tokenizer.backend.token_to_id(token) for token in tokenizer.special_tokens.values()}
         if not tokenizer.is_lossless:
             special.discard(tokenizer.unk_token_id)  # a sign that the training text lacks is unknown
-        for name in tokenizer.special.values():
+        for name in tokenizer.special_tokens.values():
             assert special.isdisjoint(tokenizer.encode(f"x{name}y {name}"))
 
 

@@ -4,12 +4,13 @@ import pytest
 from tokenizer_texts import PROSE, TEXTS
 
 from llmt.errors import DataError, UsageError
-from llmt.tokenizers.fast import FastTokenizer
-from llmt.tokenizers.inspect import inspect_tokenizer
-from llmt.tokenizers.train import OPTIONS, train_tokenizer
+from llmt.tokenizers.base import Tokenizer
+from llmt.tokenizers.compare import compare_tokenizers
+from llmt.tokenizers.inspect import PROBES, inspect_tokenizer, probe
+from llmt.tokenizers.train import MAKING, train_tokenizer
 
 
-def test_report_adds_up(bpe: FastTokenizer) -> None:
+def test_report_adds_up(bpe: Tokenizer) -> None:
     """The figures are those of the segmentation."""
     report = inspect_tokenizer(bpe, PROSE)
     ids = [token_id for _, token_id in report.segmentation]
@@ -22,10 +23,11 @@ def test_report_adds_up(bpe: FastTokenizer) -> None:
     assert report.tokens_per_word == pytest.approx(len(ids) / report.words)
     assert report.unknown_share == 0
     assert report.roundtrip
-    assert len(report.longest[0]) == max(len(piece) for piece, _ in report.segmentation)
+    lengths = {len(bpe.token_bytes(token_id).decode(errors="ignore")) for token_id in ids}
+    assert len(report.longest[0]) == max(lengths)
 
 
-def test_report_on_a_lossy_tokenizer(bert: FastTokenizer) -> None:
+def test_report_on_a_lossy_tokenizer(bert: Tokenizer) -> None:
     """Unknown tokens are counted, and the text is known not to come back."""
     report = inspect_tokenizer(bert, "the day 😀 😀")
     assert report.unknown_share == pytest.approx(2 / report.tokens)
@@ -33,14 +35,51 @@ def test_report_on_a_lossy_tokenizer(bert: FastTokenizer) -> None:
     assert report.words == 4
 
 
-def test_nothing_to_report_on(bert: FastTokenizer) -> None:
+def test_nothing_to_report_on(bert: Tokenizer) -> None:
     """A text without tokens is an error of the data."""
     for text in ("", "  "):
         with pytest.raises(DataError):
             inspect_tokenizer(bert, text)
 
 
-@pytest.mark.parametrize("algo", OPTIONS)
+def test_white_space_alone_is_a_text(bpe: Tokenizer) -> None:
+    """A tokenizer that keeps spaces has tokens for a text of spaces."""
+    report = inspect_tokenizer(bpe, " \n\t")
+    assert (report.characters, report.words, report.tokens_per_word, report.roundtrip) == (3, 0, 0.0, True)
+
+
+def test_probes_say_what_becomes_of_digits_and_spaces(every_kind: dict[str, Tokenizer]) -> None:
+    """Each probe is cut as `encode` cuts it, and comes back where the tokenizer loses nothing."""
+    for name, tokenizer in every_kind.items():
+        found = probe(tokenizer)
+        assert [item.text for item in found] == list(PROBES)
+        for item in found:
+            assert [token.token_id for token in item.tokens] == tokenizer.encode(item.text), name
+            assert item.roundtrip == (tokenizer.decode(tokenizer.encode(item.text)) == item.text), name
+            assert item.roundtrip or not tokenizer.is_lossless, name
+
+
+def test_comparison_rows_are_the_reports(every_kind: dict[str, Tokenizer]) -> None:
+    """Each row repeats the report of its tokenizer on the same text, in the order given."""
+    rows = compare_tokenizers(every_kind, PROSE)
+    assert [row.name for row in rows] == list(every_kind)
+    for row in rows:
+        report = inspect_tokenizer(every_kind[row.name], PROSE)
+        for field in ("vocab_size", "tokens", "characters_per_token", "bytes_per_token", "tokens_per_word"):
+            assert getattr(row, field) == getattr(report, field)
+        assert row.tokens == len(every_kind[row.name].encode(PROSE))
+        assert (row.unknown_share, row.roundtrip, row.vocabulary_used) == (
+            report.unknown_share, report.roundtrip, report.vocabulary_used,
+        )  # fmt: skip
+
+
+def test_a_comparison_that_fails_names_the_tokenizer(every_kind: dict[str, Tokenizer]) -> None:
+    """A tokenizer that makes nothing of the text is called by its name."""
+    with pytest.raises(DataError, match=r"^bert: "):
+        compare_tokenizers(every_kind, "  ")
+
+
+@pytest.mark.parametrize("algo", MAKING)
 def test_every_algorithm_by_name(algo: str) -> None:
     """One call with all options of a configuration section trains any algorithm."""
     tokenizer = train_tokenizer(

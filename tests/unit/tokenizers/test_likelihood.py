@@ -1,125 +1,94 @@
-"""The incremental trainer against the naive one."""
+"""The incremental trainer against the naive one, with both engines."""
 
+import hashlib
 import os
 import random
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Mapping
-from fractions import Fraction
-from itertools import pairwise
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from merge_reference import CORPORA, RULES, Rule, random_corpus, random_rule, reference_merges
 
-from llmt.errors import ConfigError
-from llmt.tokenizers.likelihood import train_merges
+from llmt.errors import ConfigError, MissingPackageError
+from llmt.tokenizers.likelihood import Engine, MergeResult, Score, Symbols, Threshold, train_merges
+from llmt.tokenizers.progress import TrainingProgress
 
-
-def reference_merges(
-    words: Mapping[str, int], vocab_size: int, min_frequency: int, annealed: bool, prefix: str
-) -> tuple[list[str], list[tuple[str, str, int, Fraction]]]:
-    """The likelihood rule, slow and plain: everything is recounted for every merge, in exact fractions.
-
-    Returns the vocabulary in id order and the merges as (left, right, count, score).
-    """
-    segments = {word: [word[0]] + [prefix + char for char in word[1:]] for word in words if word}
-    vocabulary = sorted({symbol for segment in segments.values() for symbol in segment})
-    blocked = {symbol for symbol in vocabulary if prefix.startswith(symbol)}
-    threshold = max(min_frequency, sum(words.values()) // 50 + 1) if annealed else min_frequency
-    merges: list[tuple[str, str, int, Fraction]] = []
-    while len(vocabulary) < vocab_size:
-        best = _best(segments, words, vocabulary, blocked, threshold)
-        if best is None:
-            if threshold == min_frequency:
-                break
-            threshold = max(min_frequency, min(threshold * 4 // 5, threshold - 1))
-            continue
-        left, right = best[:2]
-        piece = left + right.removeprefix(prefix)
-        assert piece not in vocabulary, f"{piece!r} was made by two different pairs"
-        vocabulary.append(piece)
-        merges.append(best)
-        segments = {word: _replace(segment, left, right, piece) for word, segment in segments.items()}
-    return vocabulary, merges
+ENGINES: list[Engine] = ["python", "compiled"]
+SCORES: list[Score] = ["likelihood", "gain"]
+CORPORA_EACH = 90
 
 
-def _best(
-    segments: Mapping[str, list[str]],
-    words: Mapping[str, int],
-    vocabulary: list[str],
-    blocked: set[str],
-    threshold: int,
-) -> tuple[str, str, int, Fraction] | None:
-    symbols: Counter[str] = Counter()
-    pairs: Counter[tuple[str, str]] = Counter()
-    for word, segment in segments.items():
-        for symbol in segment:
-            symbols[symbol] += words[word]
-        for left, right in pairwise(segment):
-            pairs[left, right] += words[word]
-    ids = {symbol: number for number, symbol in enumerate(vocabulary)}
-    best, best_key = None, None
-    for (left, right), count in pairs.items():
-        if count < threshold or left in blocked:
-            continue
-        score = Fraction(count, symbols[left] * symbols[right])
-        key = (-score, -count, ids[left], ids[right])
-        if best_key is None or key < best_key:
-            best, best_key = (left, right, count, score), key
-    return best
+def need(engine: str) -> None:
+    """Skip what numba must do where there is none."""
+    if engine == "compiled" and find_spec("numba") is None:
+        pytest.skip("numba is not installed: the compiled engine cannot run")
 
 
-def _replace(segment: list[str], left: str, right: str, piece: str) -> list[str]:
-    merged: list[str] = []
-    position = 0
-    while position < len(segment):
-        if segment[position : position + 2] == [left, right]:
-            merged.append(piece)
-            position += 2
-        else:
-            merged.append(segment[position])
-            position += 1
-    return merged
+def trained(words: dict[str, int], rule: Rule, engine: str, size: int) -> MergeResult:
+    """A run by `rule`, for `size` ids or those that the rule asks for."""
+    return train_merges(
+        words,
+        max(size, rule.vocab_size),
+        rule.min_frequency,
+        rule.threshold,
+        rule.score,
+        engine,
+        Symbols(rule.prefix),
+    )
 
 
-ALPHABETS = ["a", "ab", "ab#", "#", "abcdef", "éè\u0301ab", "日本語のこ", "👩\u200d🚀🏽x", "the quick#\n"]
+def compare(words: dict[str, int], rule: Rule, engine: str) -> int:
+    """Assert that a run equals the reference; returns how many merges there were."""
+    vocabulary, merges = reference_merges(words, rule)
+    result = trained(words, rule, engine, len(vocabulary))
+    assert result.engine == engine
+    assert result.vocabulary == vocabulary
+    found = [(merge.left, merge.right, merge.count, merge.score) for merge in result.merges]
+    assert found == [(left, right, count, float(score)) for left, right, count, score in merges]
+    return len(merges)
 
 
-def random_corpus(seed: int) -> dict[str, int]:
-    """A small word table: random letters, runs, ties, huge counts or near-equal counts."""
-    rng = random.Random(seed)
-    alphabet = rng.choice(ALPHABETS)
-    top = rng.choice([1, 2, 10, 1000, 10**9])
-    words: dict[str, int] = {}
-    for _ in range(rng.randint(1, 40)):
-        word = "".join(rng.choice(alphabet) for _ in range(rng.randint(1, 9)))
-        if rng.random() < 0.15:
-            word = rng.choice(alphabet) * rng.randint(2, 12)
-        words[word] = rng.randint(1, top)
-    return words
-
-
-@pytest.mark.parametrize("block", range(8))
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("threshold", ["anneal", "fixed"])
-def test_equals_the_reference(block: int, threshold: str) -> None:
-    """Merge sequence, counts, scores and vocabulary equal the recount-everything reference on 240 corpora."""
-    for seed in range(block * 15, block * 15 + 15):
-        words = random_corpus(seed)
-        rng = random.Random(-seed - 1)
-        least = rng.choice([1, 2, 2, 5])
-        prefix = rng.choice(["##", "##", "##", "#", "@@", "ab"])
-        size = 100 if rng.random() < 0.7 else 40
-        vocabulary, merges = reference_merges(words, size, least, threshold == "anneal", prefix)
-        result = train_merges(words, max(size, len(vocabulary)), least, threshold, prefix)
-        assert result.vocabulary == vocabulary
-        found = [(merge.left, merge.right, merge.count) for merge in result.merges]
-        assert found == [(left, right, count) for left, right, count, _ in merges]
-        assert [merge.score for merge in result.merges] == pytest.approx([float(s) for *_, s in merges])
+def test_equals_the_reference(threshold: Threshold, score: Score, engine: Engine) -> None:
+    """Merges, counts, scores and vocabulary equal the recount-everything reference: 360 corpora an engine."""
+    need(engine)
+    start = CORPORA_EACH * (SCORES.index(score) * 2 + (threshold == "fixed"))
+    merges = sum(
+        compare(random_corpus(seed), random_rule(seed, threshold, score), engine)
+        for seed in range(start, start + CORPORA_EACH)
+    )
+    assert merges > 2000
+    print(f"{engine}, {score}, {threshold}: {CORPORA_EACH} corpora, {merges} merges, 0 differ")
 
 
-def test_real_text_equals_the_reference() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_generated_corpora_equal_the_reference(engine: Engine) -> None:
+    """So do corpora that hypothesis looks for, with counts around 2^26 and 2^32 and up to 10^12."""
+    need(engine)
+    seen = {"corpora": 0, "merges": 0}
+
+    @given(words=CORPORA, rule=RULES)
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    def search(words: dict[str, int], rule: Rule) -> None:
+        seen["corpora"] += 1
+        seen["merges"] += compare(words, rule, engine)
+
+    search()
+    assert seen["corpora"] >= 100
+    print(f"{engine}: {seen['corpora']} corpora, {seen['merges']} merges, 0 differ")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("threshold", ["anneal", "fixed"])
+def test_real_text_equals_the_reference(threshold: Threshold, score: Score, engine: Engine) -> None:
     """On words of a real document the merges equal the reference's too."""
+    need(engine)
     folder = os.environ.get("TEST_DATA_DIR")
     if folder is None:
         pytest.skip("TEST_DATA_DIR is not set: no real text to compare on")
@@ -127,20 +96,59 @@ def test_real_text_equals_the_reference() -> None:
     words: dict[str, int] = {}
     for word in text.split():
         words[word] = words.get(word, 0) + 1
-    for threshold in ("anneal", "fixed"):
-        vocabulary, _ = reference_merges(words, 230, 2, threshold == "anneal", "##")
-        assert train_merges(words, 230, 2, threshold).vocabulary == vocabulary
+    assert compare(words, Rule(200, 2, threshold, score), engine) > 50
 
 
-def test_scores_that_one_double_cannot_tell_apart() -> None:
-    """Two scores that round to the same double are still ordered as the fractions they are."""
-    big = 10**17
-    words = {"ab": big, "cd": big + 1, "a": 3, "b": 5, "c": 3, "d": 5}
-    vocabulary, merges = reference_merges(words, 9, 1, False, "##")
-    result = train_merges(words, 9, 1, "fixed")
-    assert result.vocabulary == vocabulary
-    assert [merge.left for merge in result.merges] == [left for left, *_ in merges] == ["a", "c"]
+@pytest.mark.parametrize("engine", ENGINES)
+def test_scores_that_one_double_cannot_tell_apart(engine: Engine) -> None:
+    """Of two scores with the same double the larger fraction wins, although its pair is the rarer one."""
+    need(engine)
+    n = 10**9
+    words = {"ab": n, "a": 1, "xb": 7, "cd": n + 1, "c": 3, "xd": 4, "x": 10**12}
+    assert n / ((n + 1) * (n + 7)) == (n + 1) / ((n + 4) * (n + 5))
+    compare(words, Rule(9, 1, "fixed"), engine)
+    result = train_merges(words, 9, 1, "fixed", engine=engine)
+    assert [merge.piece for merge in result.merges[:2]] == ["ab", "cd"]
     assert result.merges[0].score == result.merges[1].score
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ties_below_one_hub(engine: Engine) -> None:
+    """Pairs of one frequent symbol whose shares have the same double are ordered as fractions, too."""
+    need(engine)
+    fibonacci = [1, 1]
+    while len(fibonacci) < 52:
+        fibonacci.append(fibonacci[-1] + fibonacci[-2])
+    for k in (48, 49):
+        f = fibonacci[k - 2 : k + 2]
+        assert f[2] / f[3] == f[1] / f[2]
+        # c(##x) = f[3] and c(##y) = f[2]; in words of their own after a letter that is never merged first
+        words = {"hx": f[2], "qx": f[1], "hy": f[1], "qy": f[0], "h": 10**11, "q": 10**12}
+        compare(words, Rule(12, 1, "fixed"), engine)
+
+
+def test_counts_beyond_every_machine_word() -> None:
+    """Counts above 2^64 and keys below the smallest double: the Python engine stays exact."""
+    for big in (2**70, 10**200):
+        words = {"ab": big, "cd": big + 1, "a": 3, "b": 5, "c": 3, "d": 5, "abd": 7}
+        for threshold in ("anneal", "fixed"):
+            compare(words, Rule(20, 1, threshold), "python")
+    assert train_merges({"ab" * 60_000: 2**60}, 4).engine == "python"
+    need("compiled")
+    with pytest.raises(ConfigError, match="engine compiled"):
+        train_merges({"ab": 2**60}, 4, engine="compiled")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_smaller_vocabulary_begins_the_larger(engine: Engine) -> None:
+    """The first merges do not depend on how many are wanted."""
+    need(engine)
+    words = random_corpus(3) | random_corpus(7) | random_corpus(11)
+    large = train_merges(words, 300, 1, engine=engine)
+    for size in (100, 150):
+        small = train_merges(words, size, 1, engine=engine)
+        assert small.vocabulary == large.vocabulary[:size]
+        assert small.merges == large.merges[: len(small.merges)]
 
 
 def test_order_of_words_does_not_matter() -> None:
@@ -148,23 +156,28 @@ def test_order_of_words_does_not_matter() -> None:
     words = random_corpus(3) | random_corpus(11)
     items = list(words.items())
     random.Random(0).shuffle(items)
-    assert train_merges(dict(items), 200, 1) == train_merges(words, 200, 1)
+    for score in SCORES:
+        assert train_merges(dict(items), 200, 1, score=score) == train_merges(words, 200, 1, score=score)
 
 
-def test_hash_seed_does_not_matter() -> None:
-    """Two processes with different hash seeds learn the same merges."""
+@pytest.mark.parametrize("engine", ENGINES)
+def test_hash_seed_does_not_matter(engine: Engine) -> None:
+    """Five processes with different hash seeds learn the same merges."""
+    need(engine)
     code = (
-        "import sys; sys.path.insert(0, 'tests/unit/tokenizers')\n"
-        "from test_likelihood import random_corpus\n"
+        "from merge_reference import random_corpus\n"
         "from llmt.tokenizers.likelihood import train_merges\n"
-        "print([train_merges(random_corpus(seed), 150, 1) for seed in range(12)])"
+        "for seed in range(8):\n"
+        "    for score in ('likelihood', 'gain'):\n"
+        f"        print(train_merges(random_corpus(seed), 150, 1, 'anneal', score, {engine!r}))"
     )
-    root = Path(__file__).parents[3]
+    here = Path(__file__).parent
     outputs = set()
-    for seed in ("0", "1"):
-        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(root)}
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, check=True)
-        outputs.add(done.stdout)
+    for seed in range(5):
+        path = os.pathsep.join([str(here), str(here.parents[2])])
+        env = os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONIOENCODING": "utf-8", "PYTHONPATH": path}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+        outputs.add(hashlib.sha256(done.stdout).hexdigest())
     assert len(outputs) == 1
 
 
@@ -175,9 +188,39 @@ def test_vocabulary_smaller_than_the_alphabet() -> None:
     assert "at least 3" in caught.value.hint
 
 
-def test_alphabet_is_kept_and_progress_is_told() -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without numba the compiled engine is refused with what to install; `auto` does without."""
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(MissingPackageError, match="numba") as caught:
+        train_merges({"ab": 5}, 4, engine="compiled")
+    assert "llmt[fast]" in caught.value.hint
+    assert train_merges({"ab" * 60_000: 5}, 4).engine == "python"
+
+
+def test_auto_compiles_only_what_pays() -> None:
+    """A large table goes to the compiled engine, a small one does not."""
+    need("compiled")
+    assert train_merges({"ab": 5}, 4).engine == "python"
+    words = {f"{number:06d}": 1 for number in range(200_000)}
+    assert train_merges(words, 60).engine == "compiled"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_to_merge(engine: Engine) -> None:
+    """No words, one character, no pair that is frequent enough: the alphabet alone, and no error."""
+    need(engine)
+    assert train_merges({}, 5, engine=engine).vocabulary == []
+    assert train_merges({"": 3, "a": 1}, 5, engine=engine).vocabulary == ["a"]
+    assert train_merges({"ab": 3, "cd": 2}, 50, 4, engine=engine).merges == []
+    assert train_merges({"ab": 3}, 2, engine=engine).merges == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_alphabet_is_kept_and_progress_is_told(engine: Engine) -> None:
     """Symbols that never occur are in the vocabulary, and the callback ends at the size reached."""
-    calls: list[tuple[int, int]] = []
-    result = train_merges({"ab": 5}, 10, alphabet=["z", "##z"], progress=lambda *call: calls.append(call))
+    need(engine)
+    calls: list[TrainingProgress] = []
+    symbols = Symbols(alphabet=("z", "##z"), reserved=2)
+    result = train_merges({"ab": 5}, 10, engine=engine, symbols=symbols, progress=calls.append)
     assert result.vocabulary == ["##b", "##z", "a", "z", "ab"]
-    assert calls[-1] == (5, 10)
+    assert calls == [TrainingProgress("merging", 7, 10, "ab")]

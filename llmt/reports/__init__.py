@@ -1,0 +1,1 @@
+"""what was measured -> pages and tables that people read."""

@@ -1,0 +1,146 @@
+"""blocks of documents -> a word table, counted by this process and others.
+
+A thread for each other process hands it one block after the other and takes its table at the end. Blocks that
+nobody has room for are counted here. The processes are of their own group: Ctrl-C reaches this one alone, which
+ends them.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from queue import Full, Queue
+from typing import IO
+
+from llmt.errors import LlmtError
+from llmt.tokenizers.pretokenize import WordStyle
+from llmt.tokenizers.table import WordTable
+
+_LENGTH = 8
+_NEW_GROUP = 0
+if sys.platform == "win32":
+    _NEW_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
+_PROGRAM = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from llmt.tokenizers.workers import serve
+serve(sys.argv[2])"""
+
+
+def count_in_processes(blocks: Iterable[list[str]], table: WordTable, num_proc: int) -> None:
+    """Count blocks into `table` with `num_proc` processes, this one among them.
+
+    Raises:
+        LlmtError: One of them died.
+    """
+    queue: Queue[list[str] | None] = Queue(maxsize=num_proc - 1)
+    workers = [_Worker(table.style, queue) for _ in range(num_proc - 1)]
+    try:
+        for block in blocks:
+            try:
+                queue.put_nowait(block)
+            except Full:
+                table.add(block)
+            for worker in workers:
+                worker.check()
+        for _ in workers:
+            queue.put(None)
+        table.settle()
+        for worker in workers:
+            table.merge(worker.table())
+    finally:
+        for worker in workers:
+            worker.end()
+        while any(worker.waits() for worker in workers):
+            with suppress(Full):
+                queue.put(None, timeout=0.01)
+
+
+class _Worker:
+    """A process, and the thread that feeds it."""
+
+    def __init__(self, style: WordStyle, queue: Queue[list[str] | None]) -> None:
+        self._queue = queue
+        self._table: dict[str, int] | None = None
+        self._failed = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), style],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            creationflags=_NEW_GROUP,
+        )
+        self._thread = threading.Thread(target=self._feed, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise if the process is gone."""
+        if self._failed:
+            status = self._process.wait()
+            raise LlmtError(
+                f"num_proc: a process that counted words ended with status {status}",
+                "count in one process: num_proc 1",
+            )
+
+    def table(self) -> dict[str, int]:
+        """The words it counted; waits for them."""
+        self._thread.join()
+        self.check()
+        assert self._table is not None
+        table, self._table = self._table, None
+        return table
+
+    def end(self) -> None:
+        """Make sure that process and thread are gone."""
+        self._process.kill()
+        self._process.wait()
+
+    def waits(self) -> bool:
+        """Whether the thread still waits for blocks."""
+        return self._thread.is_alive()
+
+    def _feed(self) -> None:
+        """Runs in the thread. After a failure blocks are taken and dropped, so that nobody waits for ever."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        while (block := self._queue.get()) is not None:
+            if not self._failed:
+                self._failed = not _write(self._process.stdin, block)
+        if not self._failed:
+            self._failed = not _write(self._process.stdin, None)
+        if not self._failed:
+            table = _read(self._process.stdout)
+            self._table = table if isinstance(table, dict) else None
+            self._failed = self._table is None
+
+
+def serve(style: WordStyle) -> None:
+    """Count the blocks that come on standard input and write the table to standard output."""
+    table = WordTable(style)
+    while isinstance(block := _read(sys.stdin.buffer), list):
+        table.add(block)
+    _write(sys.stdout.buffer, table.words())
+
+
+def _write(pipe: IO[bytes], value: list[str] | dict[str, int] | None) -> bool:
+    """Send one message: eight bytes of length and JSON; returns whether anybody was there."""
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    try:
+        pipe.write(len(data).to_bytes(_LENGTH, "little"))
+        pipe.write(data)
+        pipe.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _read(pipe: IO[bytes]) -> list[str] | dict[str, int] | None:
+    """Receive one message; None is the end, expected or not."""
+    length = int.from_bytes(pipe.read(_LENGTH), "little")
+    data = pipe.read(length)
+    if not data or len(data) < length:
+        return None
+    value: list[str] | dict[str, int] | None = json.loads(data.decode("utf-8", "surrogatepass"))
+    return value
