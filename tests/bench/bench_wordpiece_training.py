@@ -177,7 +177,11 @@ def quality(megabytes: int) -> None:
         for size in (8_000, SIZE):
             found: dict[str, float] = {}
             pieces = [*SPECIAL, *vocabulary[: size - len(SPECIAL)]]
-            model = models.WordPiece({piece: number for number, piece in enumerate(pieces)}, "[UNK]", 400)
+            model = models.WordPiece(
+                vocab={piece: number for number, piece in enumerate(pieces)},
+                unk_token="[UNK]",
+                max_input_chars_per_word=400,
+            )
             cutters = {"ours": blank(model, style)}
             for kind in ("wordpiece", "bpe", "unigram"):
                 cutters[kind] = library(path, style, kind, size)

@@ -225,7 +225,7 @@ def _places(node: Any) -> Iterator[tuple[Any, Any]]:
 
 def _set_anything(spec: Spec, rng: random.Random) -> None:
     node, key = rng.choice(list(_places(spec)))
-    node[key] = rng.choice(VALUES)
+    node[key] = copy.deepcopy(rng.choice(VALUES))
 
 
 def _set_number(spec: Spec, rng: random.Random) -> None:
@@ -273,8 +273,8 @@ def _set_step(spec: Spec, rng: random.Random) -> None:
 def _nest(spec: Spec, rng: random.Random) -> None:
     part = rng.choice(list(SEQUENCES))
     node = spec.get(part) or copy.deepcopy(rng.choice(STEPS))
-    for _ in range(rng.choice((1, 3, 10, 60, 200))):
-        node = {"type": "Sequence", SEQUENCES[part]: [node] * rng.choice((1, 1, 2))}
+    for level in range(rng.choice((1, 3, 10, 60, 200))):
+        node = {"type": "Sequence", SEQUENCES[part]: [node] * (rng.choice((1, 1, 2)) if level < 3 else 1)}
     spec[part] = node
 
 

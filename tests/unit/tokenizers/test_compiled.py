@@ -10,7 +10,7 @@ from llmt.tokenizers.likelihood import train_merges
 np = pytest.importorskip("numpy")
 pytest.importorskip("numba", reason="numba is not installed: the compiled engine cannot run")
 
-from llmt.tokenizers import compiled  # noqa: E402
+from llmt.tokenizers import slots  # noqa: E402
 
 
 def test_products_of_three_counts_are_exact() -> None:
@@ -19,7 +19,7 @@ def test_products_of_three_counts_are_exact() -> None:
     edges = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**53 - 1]
     for number in range(4000):
         factors = [rng.choice(edges) if number % 2 else rng.getrandbits(rng.randint(1, 53)) for _ in range(3)]
-        high, middle, low = compiled._product(*map(np.uint64, factors))
+        high, middle, low = slots._product(*map(np.uint64, factors))
         assert (int(high) << 128) + (int(middle) << 64) + int(low) == factors[0] * factors[1] * factors[2]
 
 

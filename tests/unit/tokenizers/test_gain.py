@@ -71,7 +71,7 @@ def test_known_bits() -> None:
 def test_python_and_compiled_agree_in_every_bit() -> None:
     """The compiled function gives the same doubles."""
     pytest.importorskip("numba", reason="numba is not installed: nothing to compare with")
-    from llmt.tokenizers.compiled import _gain
+    from llmt.tokenizers.slots import _gain
 
     rng = random.Random(3)
     for _ in range(3000):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from merge_reference import CORPORA, RULES, Rule, random_corpus, random_rule, reference_merges
 
 from llmt.errors import ConfigError, MissingPackageError
-from llmt.tokenizers.likelihood import Engine, MergeResult, Score, Symbols, Threshold, train_merges
+from llmt.tokenizers.likelihood import COMPILED_FROM, Engine, MergeResult, Score, Symbols, Threshold, train_merges
 from llmt.tokenizers.progress import TrainingProgress
 
 ENGINES: list[Engine] = ["python", "compiled"]
@@ -25,6 +25,11 @@ def need(engine: str) -> None:
     """Skip what numba must do where there is none."""
     if engine == "compiled" and find_spec("numba") is None:
         pytest.skip("numba is not installed: the compiled engine cannot run")
+
+
+def large_table(times: int) -> dict[str, int]:
+    """Words of `COMPILED_FROM` characters together."""
+    return {f"{number:06d}": times for number in range(COMPILED_FROM // 6 + 1)}
 
 
 def trained(words: dict[str, int], rule: Rule, engine: str, size: int) -> MergeResult:
@@ -133,7 +138,7 @@ def test_counts_beyond_every_machine_word() -> None:
         words = {"ab": big, "cd": big + 1, "a": 3, "b": 5, "c": 3, "d": 5, "abd": 7}
         for threshold in ("anneal", "fixed"):
             compare(words, Rule(20, 1, threshold), "python")
-    assert train_merges({"ab" * 60_000: 2**60}, 4).engine == "python"
+    assert train_merges(large_table(2**50), 60).engine == "python"
     need("compiled")
     with pytest.raises(ConfigError, match="engine compiled"):
         train_merges({"ab": 2**60}, 4, engine="compiled")
@@ -194,15 +199,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingPackageError, match="numba") as caught:
         train_merges({"ab": 5}, 4, engine="compiled")
     assert "llmt[fast]" in caught.value.hint
-    assert train_merges({"ab" * 60_000: 5}, 4).engine == "python"
+    assert train_merges(large_table(5), 60).engine == "python"
 
 
 def test_auto_compiles_only_what_pays() -> None:
     """A large table goes to the compiled engine, a small one does not."""
     need("compiled")
     assert train_merges({"ab": 5}, 4).engine == "python"
-    words = {f"{number:06d}": 1 for number in range(200_000)}
-    assert train_merges(words, 60).engine == "compiled"
+    assert train_merges(large_table(5), 60).engine == "compiled"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
