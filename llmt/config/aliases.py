@@ -79,7 +79,7 @@ _DATA = {
     "max_length": "block_size", "seq_len": "block_size", "max_seq_length": "block_size",
     "text_field": "text_column", "dataset_text_field": "text_column",
     "dataloader_pin_memory": "pin_memory",
-    "dataloader_num_workers": "num_workers", "preprocessing_num_workers": "num_workers",
+    "dataloader_num_workers": "num_workers", "preprocessing_num_workers": "num_proc", "dataset_num_proc": "num_proc",
 }  # fmt: skip
 
 _TRAINING = {

@@ -17,6 +17,7 @@ from llmt.tokenizers.bytelevel import is_byte_level, is_lossless, to_bytes
 from llmt.tokenizers.chunks import ChunkEncoder, find_cut
 from llmt.tokenizers.files import TRAINING_FILE, TokenizerParts, read_parts, write_parts
 from llmt.tokenizers.progress import Progress
+from llmt.tokenizers.trial import rust_refusals
 
 CACHE_SIZE = 10_000
 
@@ -132,14 +133,13 @@ class FastTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
         """`encode` of each text."""
-        backend = self.backend
         clean = [well_formed(text) for text in texts]
         if add_special_tokens and self._frames:
-            return [encoding.ids for encoding in backend.encode_batch(clean, add_special_tokens=True)]
+            return self._in_library(clean, add_special_tokens=True)
         if self._chunks is not None:
             batch = self._chunks.encode_batch(clean)
         else:
-            batch = [encoding.ids for encoding in backend.encode_batch(clean, add_special_tokens=False)]
+            batch = self._in_library(clean, add_special_tokens=False)
         return [self._as_document(ids) for ids in batch] if add_special_tokens else batch
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -206,6 +206,12 @@ class FastTokenizer(Tokenizer):
         if self._parts is not None:
             self._parts.backend.encode_special_tokens = True  # the library's pickle leaves it out
             self._remember()
+
+    def _in_library(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Encoding by the library, which refuses a text over which a foreign pattern takes too long."""
+        with rust_refusals("tokenizer.json"):
+            encodings = self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+            return [encoding.ids for encoding in encodings]
 
     def _remember(self) -> None:
         self._chunks = None

@@ -9,7 +9,6 @@ from typing import Any
 import tokenizers
 
 from llmt.errors import ModelFileError
-from llmt.tokenizers.trial import checked_tokenizer, rust_refusals
 from llmt.tokenizers.validate import MAX_FILE_BYTES, parse_object
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -57,6 +56,8 @@ def read_parts(folder: Path) -> TokenizerParts:
     Raises:
         ModelFileError: The directory or the tokenizer is missing, damaged or unsafe.
     """
+    from llmt.tokenizers.trial import checked_tokenizer, rust_refusals  # only a reader needs them
+
     if not (folder / TOKENIZER_FILE).is_file():
         missing = f"it holds no {TOKENIZER_FILE}" if folder.is_dir() else "there is no such tokenizer directory"
         raise ModelFileError(f"{folder}: {missing}", "train one: llmt tokenizer train FILES")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self, final
 
 from llmt.errors import ConfigError, HubError, MismatchError, MissingPackageError, ModelFileError, UsageError
-from llmt.tokenizers.base import Tokenizer, TokenStream, WholeStream, well_formed
+from llmt.tokenizers.base import MergeStep, Tokenizer, TokenStream, WholeStream, well_formed
 from llmt.tokenizers.bytelevel import is_byte_level, is_lossless, to_bytes
 from llmt.tokenizers.corpus import MeasuredCorpus
 from llmt.tokenizers.fast import FastStream, spec_fingerprint
@@ -20,6 +21,8 @@ from llmt.tokenizers.trial import rust_refusals
 
 _HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token")
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.tsv")
+# Letters, digits, `-`, `_` and `.`; at most one slash; what the hub itself refuses is left out.
+_HUB_NAME = re.compile(r"(?!.*(?:--|\.\.|\.git$))(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_](?:[\w.-]{0,94}\w)?", re.ASCII)
 _PACKAGES = ("sentencepiece", "protobuf", "tiktoken", "mistral_common")
 
 
@@ -49,10 +52,8 @@ class HFTokenizerWrapper(Tokenizer):
         if kwargs.pop("trust_remote_code", False):
             raise UsageError("trust_remote_code: llmt never runs code from a model's files", "leave it out")
         source, hub = Path(name_or_path), None
-        if not source.exists():
-            if _looks_like_path(name_or_path):
-                raise ModelFileError(f"{name_or_path}: there is no such tokenizer directory", "check the path")
-            hub = str(name_or_path)
+        if not (str(name_or_path) and os.path.exists(source)):
+            hub = _hub_name(name_or_path)
             source = _download(hub, local_files_only, kwargs)
         elif subfolder := kwargs.pop("subfolder", ""):
             source = source / subfolder
@@ -71,6 +72,7 @@ class HFTokenizerWrapper(Tokenizer):
 
     @tokenizer.setter
     def tokenizer(self, other: Any) -> None:
+        """Wrap another object; one that cannot pad is given a token for that."""
         _become(self, other, ())
 
     @property
@@ -181,8 +183,13 @@ class HFTokenizerWrapper(Tokenizer):
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one id stands for; where the vocabulary is not byte-level, the piece's UTF-8."""
         piece = self.tokens([token_id])[0]
-        byte_level = self._backend is not None and is_byte_level(self._spec())
-        return to_bytes(piece) if byte_level else piece.encode()
+        if self._backend is None:
+            return piece.encode()
+        piece = piece.removeprefix(getattr(self._backend.model, "continuing_subword_prefix", None) or "")
+        # Only the decoder is read, not the whole vocabulary; nothing is kept, since it may be replaced at any time.
+        decoder = self._backend.decoder
+        parsed = None if decoder is None else json.loads(decoder.__getstate__())
+        return to_bytes(piece) if is_byte_level({"decoder": parsed}) else piece.encode()
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """For each id of `encode(text)` the characters it covers."""
@@ -205,6 +212,13 @@ class HFTokenizerWrapper(Tokenizer):
             return spec_fingerprint(self._backend)
         parts = [type(self.tokenizer).__name__, sorted(self.tokenizer.get_vocab().items())]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def get_merge_history(self) -> list[MergeStep]:
+        """The merges of its vocabulary, in order; empty where its model has none."""
+        if self._backend is None:
+            return []
+        pairs = self._spec()["model"].get("merges") or []
+        return [MergeStep(left=a, right=b, piece=a + b, count=None, score=None) for a, b in pairs]
 
     def train(
         self, texts: Iterable[str], vocab_size: int = 30_000, min_frequency: int = 2, verbose: bool = False
@@ -339,10 +353,19 @@ def _download(name: str, local_files_only: bool, kwargs: dict[str, Any]) -> Path
     return Path(folder) / inside
 
 
-def _looks_like_path(name: str | Path) -> bool:
-    """Whether only a path can be meant: a hub name has one slash at most and begins with a letter or digit."""
+def _hub_name(name: str | Path) -> str:
+    """The name of what is not on this machine, where it can be one on the hub.
+
+    Raises:
+        ModelFileError: Only a path can be meant.
+    """
     text = str(name)
-    return isinstance(name, Path) or not text[:1].isalnum() or "\\" in text or text.count("/") > 1
+    if isinstance(name, Path) or not _HUB_NAME.fullmatch(text):
+        shown = text if text.isprintable() and text else repr(text)
+        raise ModelFileError(
+            f"{shown}: there is no such tokenizer directory, and no hub name is like that", "check the path"
+        )
+    return text
 
 
 def ids_in_transformers(directory: Path, texts: Sequence[str]) -> list[list[int]]:

@@ -15,9 +15,9 @@ import tokenizers
 from llmt.errors import ConfigError, UsageError
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.fast import FastTokenizer
-from llmt.tokenizers.trial import rust_refusals
 from llmt.tokenizers.history import read_merges
 from llmt.tokenizers.inspect import inspect_tokenizer
+from llmt.tokenizers.trial import rust_refusals
 
 FIRST_SIZE = 500
 

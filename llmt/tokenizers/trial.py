@@ -82,6 +82,11 @@ class Trial:
     ) -> None:
         self._end()
 
+    @property
+    def process_id(self) -> int | None:
+        """The child's, while there is one."""
+        return None if self._process is None else self._process.pid
+
     def refusal(self, text: str) -> str | None:
         """Why this tokenizer.json must not be loaded, or None where nothing speaks against it."""
         if self._process is None:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from llmt.errors import ModelFileError
@@ -108,7 +108,7 @@ def is_harmless(spec: Mapping[str, Any]) -> bool:
             and spec.get("normalizer") in (None, {"type": "NFC"})
             and all(_is_known_cut(step) for step in _flat(spec, "pre_tokenizer"))
             and _is_known_decoder(_flat(spec, "decoder"))
-            and _is_known_template(spec.get("post_processor"))
+            and spec.get("post_processor") is None
             and all(_is_known_added(token) for token in spec["added_tokens"])
             and _is_known_model(spec["model"])
         )
@@ -154,6 +154,10 @@ def _id_problem(spec: Mapping[str, Any]) -> str | None:
     if sorted(pieces.values()) != list(range(len(pieces))):
         wrong = sorted(pieces.values())
         return f"the ids of {len(pieces)} pieces must be 0 to {len(pieces) - 1}, and go from {wrong[0]} to {wrong[-1]}"
+    return _added_problem(spec, pieces)
+
+
+def _added_problem(spec: Mapping[str, Any], pieces: Mapping[str, int]) -> str | None:
     size = len(pieces)
     further: set[str] = set()
     for token in spec.get("added_tokens") or ():
@@ -214,17 +218,23 @@ def _step_problem(spec: Mapping[str, Any]) -> str | None:
         for number, step in enumerate(_walk(spec.get(part), _CHILDREN[part])):
             if number >= MAX_STEPS:
                 return f"{part} has more than {MAX_STEPS} steps"
-            if step["type"] not in allowed:
-                return f"unknown {part} type {step['type']!r}"
-            pattern = step.get("pattern")
-            if isinstance(pattern, dict) and any(_is_too_long(text) for text in pattern.values()):
-                return f"a pattern in {part} is longer than {MAX_PATTERN_CHARACTERS} characters"
-            if step["type"] == "FixedLength" and not 0 < step["length"] <= MAX_PATTERN_CHARACTERS:
-                return f"{part} cuts into parts of {step['length']} characters"
+            if problem := _one_step_problem(step, part, allowed):
+                return problem
             if step["type"] in ("Replace", "Prepend"):
                 growth *= max(1, len(step.get("content") or step.get("prepend") or ""))
         if growth > MAX_GROWTH:
             return f"the replacements in {part} can make a text more than {MAX_GROWTH} times as long"
+    return None
+
+
+def _one_step_problem(step: Mapping[str, Any], part: str, allowed: Collection[str]) -> str | None:
+    if step["type"] not in allowed:
+        return f"unknown {part} type {step['type']!r}"
+    pattern = step.get("pattern")
+    if isinstance(pattern, dict) and any(_is_too_long(text) for text in pattern.values()):
+        return f"a pattern in {part} is longer than {MAX_PATTERN_CHARACTERS} characters"
+    if step["type"] == "FixedLength" and not 0 < step["length"] <= MAX_PATTERN_CHARACTERS:
+        return f"{part} cuts into parts of {step['length']} characters"
     return None
 
 
@@ -276,19 +286,6 @@ def _is_known_decoder(steps: Sequence[Mapping[str, Any]]) -> bool:
         pattern = steps[0]["pattern"]
         return pattern.keys() == {"Regex"} and bool(_ANCHORED.fullmatch(pattern["Regex"])) and not steps[0]["content"]
     return kinds in ([], ["ByteLevel"])
-
-
-def _is_known_template(node: Mapping[str, Any] | None) -> bool:
-    """Nothing, or a template of a few special tokens around one or two texts."""
-    if node is None:
-        return True
-    parts = [*node["single"], *node["pair"]]
-    return (
-        node.keys() == {"type", "single", "pair", "special_tokens"}
-        and node["type"] == "TemplateProcessing"
-        and len(parts) <= 32
-        and all(len(token["ids"]) == len(token["tokens"]) == 1 for token in node["special_tokens"].values())
-    )
 
 
 def _is_known_added(token: Mapping[str, Any]) -> bool:

@@ -174,7 +174,8 @@ def write_tokenizer(folder: Path, spec: Spec, **config: Any) -> Path:
 NUMBERS = [0, 1, -1, 2, 7, 255, 10**6, 2**31, 4_000_000_000, 2**63, 2**64, -(2**63), 0.5, -0.5, 1e308, 1e-320, 3.0]
 VALUES: list[Any] = [None, True, False, "", "a", "\ud800", "x" * 5000, [], {}, [[]], {"type": "NFC"}, *NUMBERS]
 PATTERNS = [
-    "(a+)+$", "(a|a)*b", "(?:a?){30}a{30}", "(", "[", "", "(?=", r"\p{Nothing}", ".{0,60000}", "(?:(?:a{1,200}){1,200}){1,200}",
+    "(a+)+$", "(a|a)*b", "(?:a?){30}a{30}", "(", "[", "", "(?=", r"\p{Nothing}", ".{0,60000}",
+    "(?:(?:a{1,200}){1,200}){1,200}",
     r"(\w+\s?)*\z", "(.*)*", "(x+x+)+y", "(?<=a+)b", r"\s+(?!\S)|\s+", "a" * 4000, "(a" * 300 + ")" * 300,
 ]  # fmt: skip
 STEPS: list[Spec] = [
@@ -218,7 +219,7 @@ def damaged(spec: Spec, rng: random.Random) -> bytes:
 def _places(node: Any) -> Iterator[tuple[Any, Any]]:
     """Containers and keys, a few of each long list or table."""
     keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
-    for key in [*keys[:12], *keys[-3:]]:
+    for key in dict.fromkeys([*keys[:12], *keys[-3:]]):
         yield node, key
         yield from _places(node[key])
 

@@ -1,8 +1,9 @@
 """Files from strangers: what is real loads, what is hostile is refused, and nothing hangs or aborts this process."""
 
 import json
+import os
 import random
-import time
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,18 @@ def test_padding_and_truncation_are_dropped(specs: dict[str, Spec], tmp_path: Pa
 
 def _damage(seed: int, count: int, specs: dict[str, Spec]) -> dict[str, int]:
     rng = random.Random(seed)
-    outcomes = {"loaded": 0, "refused": 0}
+    outcomes = {"loaded": 0, "refused": 0, "unnamed": 0}
     with Trial(seconds=2) as trial:
         for number in range(count):
             data = damaged(specs[list(specs)[number % len(specs)]], rng)
-            start = time.monotonic()
             try:
                 backend = _load(data, trial)
-                start = time.monotonic()
-                for text in PROBES:
-                    backend.decode(backend.encode(text, add_special_tokens=False).ids)
-                assert time.monotonic() - start < 2, data[:2000]
+                with rust_refusals("tokenizer.json"):  # a pattern over which a text takes too long
+                    for text in PROBES:
+                        backend.decode(backend.encode(text, add_special_tokens=False).ids)
                 outcomes["loaded"] += 1
             except ModelFileError as refusal:
-                assert "tokenizer.json" in refusal.message
-                outcomes["refused"] += 1
+                outcomes["refused" if "tokenizer.json" in refusal.message else "unnamed"] += 1
     return outcomes
 
 
@@ -84,6 +82,7 @@ def test_damaged_files(specs: dict[str, Spec], every_kind: dict[str, FastTokeniz
     own = {name: json.loads(tokenizer.backend.to_str()) for name, tokenizer in every_kind.items()}
     outcomes = _damage(1, 300, specs | own)
     assert sum(outcomes.values()) == 300
+    assert outcomes["unnamed"] == 0
     assert outcomes["loaded"] >= 30
     assert outcomes["refused"] >= 150
 
@@ -124,6 +123,7 @@ IN_THE_CHILD = {
 def test_what_only_a_trial_shows(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What the library itself refuses or panics over is refused by name, and nothing reaches the terminal."""
     folder = write_tokenizer(tmp_path, _gpt2_with(**IN_THE_CHILD[name]))
+    capfd.readouterr()
     with pytest.raises(ModelFileError, match=r"tokenizer\.json"):
         load_tokenizer(folder)
     assert capfd.readouterr() == ("", "")
@@ -132,10 +132,10 @@ def test_what_only_a_trial_shows(name: str, tmp_path: Path, capfd: pytest.Captur
 def test_a_child_that_takes_too_long_is_ended() -> None:
     """A file that is not done in time is refused with that reason, and the next one gets a new child."""
     spec = json.dumps(make_spec("gpt2_like"))
-    with Trial(seconds=0.0001) as trial:
-        assert "0.0001 seconds" in str(trial.refusal(spec))
-        assert "0.0001 seconds" in str(trial.refusal(spec))
-    with Trial() as trial:
+    with Trial(seconds=3) as trial:
+        assert trial.refusal(spec) is None
+        os.kill(trial.process_id, signal.SIGSTOP)  # it will not answer
+        assert "3 seconds" in str(trial.refusal(spec))
         assert trial.refusal(spec) is None
 
 
@@ -165,16 +165,21 @@ def test_own_files_need_no_child(every_kind: dict[str, FastTokenizer], specs: di
     assert not is_harmless(parse_tokenizer(json.dumps(specs["t5_like"]).encode(), "t5"))
 
 
+def _split(**pattern: str) -> Spec:
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+
+
+_ROBERTA = {"type": "RobertaProcessing", "sep": ["!", 0], "cls": ["!", 0], "trim_offsets": True}
 OUTSIDE = {
-    "another pattern": ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}),
-    "two patterns": ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "[a]", "String": "a"}, "behavior": "Isolated", "invert": False}),
-    "a class in a class": ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "[a[b]]"}, "behavior": "Isolated", "invert": False}),
+    "another pattern": ("pre_tokenizer", _split(Regex="(a+)+$")),
+    "two patterns": ("pre_tokenizer", _split(Regex="[a]", String="a")),
+    "a class in a class": ("pre_tokenizer", _split(Regex="[a[b]]")),
     "a replacement": ("normalizer", {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}),
     "another decoder": ("decoder", {"type": "CTC", "pad_token": "a", "word_delimiter_token": "b", "cleanup": True}),
-    "another processor": ("post_processor", {"type": "RobertaProcessing", "sep": ["!", 0], "cls": ["!", 0], "trim_offsets": True, "add_prefix_space": True}),
+    "another processor": ("post_processor", {**_ROBERTA, "add_prefix_space": True}),
     "an unknown part": ("extra", 1),
     "another version": ("version", "2.0"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
