@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from array import array
 from collections import deque
@@ -11,28 +10,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
-from typing import IO
 
 import tokenizers
 
 from llmt.errors import LlmtError
+from llmt.system.children import receive, send, start_child
 from llmt.system.memory import physical_cores
 from llmt.tokenizers.base import Tokenizer, well_formed
 from llmt.tokenizers.chunks import ChunkEncoder, find_cut, unpack_ids
 from llmt.tokenizers.fast import FastTokenizer
+from llmt.tokenizers.ranks import RankEncoder, rank_encoder
+from llmt.tokenizers.trial import rust_refusals
 
 BULK_CACHE = 200_000
 # Where the number of processes is left open, so much text is encoded before others are started: starting them
 # and filling their tables takes about as long as encoding it.
 ALONE_CHARACTERS = 16_000_000
+# Less text is encoded before the check of a vocabulary for tiktoken, a tenth of a second, has paid.
+RANKS_FROM_CHARACTERS = 1_000_000
 # One process reads and writes for all; it cannot keep more of them busy.
 MOST_PROCESSES = 8
-
-_LENGTH = 8
-_PROGRAM = """import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from llmt.tokenizers.bulk import serve
-serve()"""
 
 
 class BulkEncoder:
@@ -91,7 +88,7 @@ class BulkEncoder:
     def _encode_here(self, texts: Sequence[str]) -> list[list[int]]:
         if self._encoder is None:
             return self._tokenizer.encode_batch(texts)
-        return [unpack_ids(ids) for ids in self._encoder.encode([well_formed(text) for text in texts])]
+        return self._encoder.encode([well_formed(text) for text in texts])
 
     def _started(self) -> ThreadPoolExecutor:
         """A thread for each process, which waits for it."""
@@ -120,36 +117,41 @@ def _spec(tokenizer: Tokenizer) -> str | None:
 
 
 class _Encoder:
-    """The same in every process: encodes by chunks where that is possible, otherwise by the library."""
+    """The same in every process: by tiktoken where that gives the same ids, by chunks, or by the library."""
 
     def __init__(self, spec: str, cache_size: int) -> None:
         self._backend = tokenizers.Tokenizer.from_str(spec)
         self._backend.encode_special_tokens = True
-        cut = find_cut(json.loads(spec))
+        self._spec = json.loads(spec)
+        cut = find_cut(self._spec)
         self._chunks = ChunkEncoder(self._backend, cut, cache_size) if cut is not None else None
+        self._ranks: RankEncoder | None = None
+        self._until_ranks = RANKS_FROM_CHARACTERS
 
-    def encode(self, texts: Sequence[str]) -> list[bytes]:
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._until_ranks > 0:
+            self._until_ranks -= sum(map(len, texts))
+            if self._until_ranks <= 0:
+                self._ranks = rank_encoder(self._backend, self._spec)
+        ranks = self._ranks
+        if ranks is None:
+            return self._encode_plainly(texts)
+        others = iter(self._encode_plainly([text for text in texts if not ranks.accepts(text)]))
+        return [ranks.encode(text) if ranks.accepts(text) else next(others) for text in texts]
+
+    def _encode_plainly(self, texts: Sequence[str]) -> list[list[int]]:
         if self._chunks is not None:
-            return self._chunks.encode_packed(texts)
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        return [array("I", encoding.ids).tobytes() for encoding in encodings]
+            return self._chunks.encode_batch(texts)
+        with rust_refusals("tokenizer.json"):
+            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
 
 
 class _Worker:
-    """A process that encodes one batch after the other.
-
-    It is of its own group: Ctrl-C reaches this process alone. It ends when its standard input does.
-    """
+    """A process that encodes one batch after the other."""
 
     def __init__(self, spec: str, cache_size: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=sys.platform != "win32",
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows has it
-        )
+        self._process = start_child(__name__)
         self._first = [spec, str(cache_size)]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -158,14 +160,12 @@ class _Worker:
         Raises:
             LlmtError: The process died.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
             if self._first:
-                _write(self._process.stdin, _texts_to_bytes(self._first))
+                send(self._process.stdin, _texts_to_bytes(self._first))
                 self._first = []
-            _write(self._process.stdin, _texts_to_bytes([well_formed(text) for text in texts]))
-            lengths, packed = _read(self._process.stdout), _read(self._process.stdout)
+            send(self._process.stdin, _texts_to_bytes([well_formed(text) for text in texts]))
+            lengths, packed = receive(self._process.stdout), receive(self._process.stdout)
         except OSError:  # nobody is there
             lengths = packed = None
         if lengths is None or packed is None:
@@ -196,36 +196,19 @@ def serve() -> None:
     """Encode what comes on standard input: first the tokenizer.json and the size of the table, then the batches."""
     os.putenv("TOKENIZERS_PARALLELISM", "false")  # the other cores have processes of their own
     source, target = sys.stdin.buffer, sys.stdout.buffer
-    first = _read(source)
+    first = receive(source)
     if first is None:
         return
     spec, cache_size = json.loads(first)
     encoder = _Encoder(spec, int(cache_size))
-    while (data := _read(source)) is not None:
-        packed = encoder.encode(json.loads(data))
+    while (data := receive(source)) is not None:
+        packed = [array("I", ids).tobytes() for ids in encoder.encode(json.loads(data))]
         try:
-            _write(target, array("I", map(len, packed)).tobytes())
-            _write(target, b"".join(packed))
+            send(target, array("I", map(len, packed)).tobytes())
+            send(target, b"".join(packed))
         except OSError:  # nobody wants them any more
             os._exit(0)
 
 
 def _texts_to_bytes(texts: Sequence[str]) -> bytes:
     return json.dumps(texts, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _write(pipe: IO[bytes], data: bytes) -> None:
-    """Send one message: eight bytes of length and the content."""
-    pipe.write(len(data).to_bytes(_LENGTH, "little"))
-    pipe.write(data)
-    pipe.flush()
-
-
-def _read(pipe: IO[bytes]) -> bytes | None:
-    """Receive one message; None is the end, expected or not."""
-    head = pipe.read(_LENGTH)
-    if len(head) < _LENGTH:
-        return None
-    length = int.from_bytes(head, "little")
-    data = pipe.read(length)
-    return data if len(data) == length else None

@@ -8,7 +8,7 @@ from llmt.errors import DataError
 from llmt.tokenizers.base import Tokenizer, well_formed
 from llmt.tokenizers.progress import Progress, TrainingProgress
 
-SAMPLE_CHARACTERS = 500_000
+SAMPLE_CHARACTERS = 100_000
 REPORT_CHARACTERS = 1_000_000
 
 

@@ -32,6 +32,8 @@ class FastTokenizer(Tokenizer):
     def __init__(self, cache_size: int = CACHE_SIZE) -> None:
         self._parts: TokenizerParts | None = None
         self._cache_size = cache_size
+        self._chunks: ChunkEncoder | None = None
+        self._frames = False
 
     @classmethod
     @abstractmethod
@@ -209,8 +211,9 @@ class FastTokenizer(Tokenizer):
 
     def _in_library(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Encoding by the library, which refuses a text over which a foreign pattern takes too long."""
+        backend = self.backend
         with rust_refusals("tokenizer.json"):
-            encodings = self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+            encodings = backend.encode_batch(texts, add_special_tokens=add_special_tokens)
             return [encoding.ids for encoding in encodings]
 
     def _remember(self) -> None:

@@ -92,12 +92,13 @@ def read_bounded(path: Path) -> bytes:
 
 
 def _copy_folder(source: Path, aside: Path) -> None:
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix not in _LEFT_OUT and path.stat().st_size <= MAX_FILE_BYTES:
-            try:
+    try:
+        for path in sorted(source.iterdir()):
+            if path.is_file() and path.suffix not in _LEFT_OUT and path.stat().st_size <= MAX_FILE_BYTES:
                 shutil.copyfile(path, aside / path.name)
-            except OSError as error:
-                raise ModelFileError(f"{path}: it cannot be read: {error.strerror}") from error
+    except OSError as error:
+        where = error.filename or source
+        raise ModelFileError(f"{where}: it cannot be read: {error.strerror}", "check the path") from error
 
 
 def _without_code(aside: Path, name: str, source: Path, kept: Iterable[str] | None = None) -> dict[str, Any]:

@@ -361,9 +361,10 @@ def _hub_name(name: str | Path) -> str:
     """
     text = str(name)
     if isinstance(name, Path) or not _HUB_NAME.fullmatch(text):
-        shown = text if text.isprintable() and text else repr(text)
+        shown = text[:200] if text.isprintable() and text else repr(text[:200])
         raise ModelFileError(
-            f"{shown}: there is no such tokenizer directory, and no hub name is like that", "check the path"
+            f"{shown}: there is no such tokenizer directory, and it is no name of the hub",
+            "check the path; a name is written NAME or OWNER/NAME",
         )
     return text
 

@@ -76,15 +76,18 @@ def to_tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     """The tokenizer.json that splits as the model does.
 
     Control tokens and bytes are never read out of a text: for BPE nothing merges into them; before a unigram model
-    the first character of such a text is cut off.
+    the first character of such a text is cut off. Not the same are, next to that character, unknown ones, which are not
+    joined; a text that begins with a symbol of the user, or ends in a space where there are such symbols; and `\\r\\n`
+    where runs of spaces are kept, since the library reads it as one character.
     """
-    # Symbols of the user cut the text into parts, of which only the first gets a space in front.
-    in_front = "first" if model.has_user_symbols else "always"
+    # Symbols of the user cut the text into parts, of which only the first gets a space in front. Otherwise that is
+    # the normalizer's part: this one gives none to a text that begins with a space.
+    in_front = "first" if model.has_user_symbols and model.space_in_front else "never"
     pre_tokenizers: list[dict[str, Any]] = [
         {
             "type": "Metaspace",
             "replacement": SPACE,
-            "prepend_scheme": in_front if model.space_in_front else "never",
+            "prepend_scheme": in_front,
             "split": not any(SPACE in piece.text.lstrip(SPACE) for piece in model.pieces if piece.kind == NORMAL),
         }
     ]
@@ -141,7 +144,10 @@ def _normalizers(model: SentencePieceModel) -> list[dict[str, Any]]:
     if model.single_spaces:
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
         if not model.has_user_symbols:  # a part of a text may well begin or end with a space
-            steps.append({"type": "Replace", "pattern": {"Regex": r"\A | \z"}, "content": ""})
+            ends = rf"\A |[ {SPACE}]+\z"
+            steps.append({"type": "Replace", "pattern": {"Regex": ends}, "content": ""})
+    if model.space_in_front and not model.has_user_symbols:
+        steps.append({"type": "Prepend", "prepend": SPACE})
     return steps
 
 

@@ -6,7 +6,6 @@ ends them.
 """
 
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Iterable
@@ -15,17 +14,9 @@ from queue import Full, Queue
 from typing import IO
 
 from llmt.errors import LlmtError
+from llmt.system.children import receive, send, start_child
 from llmt.tokenizers.pretokenize import WordStyle
 from llmt.tokenizers.table import WordTable
-
-_LENGTH = 8
-_NEW_GROUP = 0
-if sys.platform == "win32":
-    _NEW_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
-_PROGRAM = """import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from llmt.tokenizers.workers import serve
-serve(sys.argv[2])"""
 
 
 def count_in_processes(blocks: Iterable[list[str]], table: WordTable, num_proc: int) -> None:
@@ -64,14 +55,7 @@ class _Worker:
         self._queue = queue
         self._table: dict[str, int] | None = None
         self._failed = False
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), style],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            creationflags=_NEW_GROUP,
-        )
+        self._process = start_child(__name__, style)
         self._thread = threading.Thread(target=self._feed, daemon=True)
         self._thread.start()
 
@@ -103,8 +87,6 @@ class _Worker:
 
     def _feed(self) -> None:
         """Runs in the thread. After a failure blocks are taken and dropped, so that nobody waits for ever."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         while (block := self._queue.get()) is not None:
             if not self._failed:
                 self._failed = not _write(self._process.stdin, block)
@@ -124,23 +106,19 @@ def serve(style: WordStyle) -> None:
     _write(sys.stdout.buffer, table.words())
 
 
-def _write(pipe: IO[bytes], value: list[str] | dict[str, int] | None) -> bool:
-    """Send one message: eight bytes of length and JSON; returns whether anybody was there."""
-    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+def _write(pipe: IO[bytes] | None, value: list[str] | dict[str, int] | None) -> bool:
+    """Send a block or a table; returns whether anybody was there."""
     try:
-        pipe.write(len(data).to_bytes(_LENGTH, "little"))
-        pipe.write(data)
-        pipe.flush()
+        send(pipe, json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
     except OSError:
         return False
     return True
 
 
-def _read(pipe: IO[bytes]) -> list[str] | dict[str, int] | None:
-    """Receive one message; None is the end, expected or not."""
-    length = int.from_bytes(pipe.read(_LENGTH), "little")
-    data = pipe.read(length)
-    if not data or len(data) < length:
-        return None
-    value: list[str] | dict[str, int] | None = json.loads(data.decode("utf-8", "surrogatepass"))
+def _read(pipe: IO[bytes] | None) -> list[str] | dict[str, int] | None:
+    """Receive one; None is the end, expected or not."""
+    data = receive(pipe)
+    value: list[str] | dict[str, int] | None = (
+        None if data is None else json.loads(data.decode("utf-8", "surrogatepass"))
+    )
     return value

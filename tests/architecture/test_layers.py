@@ -20,12 +20,14 @@ DOORS = {
     "peft": ("llmt.models.lora",),
     "transformers": ("llmt.tokenizers.huggingface", "llmt.models.huggingface"),
     "tokenizers": ("llmt.tokenizers",),
+    "tiktoken": ("llmt.tokenizers.ranks",),
+    "numba": ("llmt.tokenizers",),
     "click": (),
     "pickle": (),
 }
 """Library -> the modules or packages that may import it."""
 
-LAZY_DOORS = {"psutil", "datasets", "accelerate", "peft", "transformers"}
+LAZY_DOORS = {"psutil", "tiktoken", "datasets", "accelerate", "peft", "transformers"}
 """Behind these doors the import stands inside a function."""
 
 TORCH_AT_THE_TOP = {"checkpoints", "data", "models", "training", "evaluation", "generation", "export"}

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from measure import report
 from texts import gather
 
-from llmt.tokenizers.bytelevel import BYTE_CHARACTERS, to_characters
-from llmt.tokenizers.count import count_words
-from llmt.tokenizers.likelihood import MergeResult, Symbols, train_merges
+from llmt.text.sources import open_blocks
+from llmt.tokenizers.bytelevel import BYTE_CHARACTERS
 from llmt.tokenizers.pretokenize import BERT_WORDS, GPT4_SPLIT
+from llmt.tokenizers.sweep import truncate
+from llmt.tokenizers.wordpiece import WordPieceTokenizer
 
 if TYPE_CHECKING:  # a run of ours does not load the library
     from tokenizers import Tokenizer
@@ -32,7 +33,6 @@ CONTENDERS = ("python", "compiled", "library")
 STYLES = ("bert", "lossless")
 ASKED_TIME = {"python": {10: 1.75, 50: 1.5, 100: 1.5}, "compiled": {10: 1.0, 50: 0.8, 100: 0.8}}
 ASKED_MEMORY = 10.0
-BYTE_FORMS = [*BYTE_CHARACTERS, *("##" + char for char in BYTE_CHARACTERS)]
 
 
 def lines_of(path: Path) -> Iterator[str]:
@@ -42,21 +42,11 @@ def lines_of(path: Path) -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def ours(path: Path, style: str, engine: str, processes: int = 2) -> MergeResult:
-    """Count words and merge."""
-    if style == "bert":
-        table = count_words(lines_of(path), "bert", processes)
-        words = {word: n for word, n in table.items() if len(word) <= 100}
-        symbols = Symbols(reserved=len(SPECIAL))
-    else:
-        words = {}
-        for word, n in count_words(lines_of(path), "gpt4", processes).items():
-            for part in word.replace("#", "\0#\0").split("\0") if "#" in word else (word,):
-                piece = to_characters(part[:100])
-                words[piece] = words.get(piece, 0) + n
-        words.pop("", None)
-        symbols = Symbols("##", tuple(BYTE_FORMS), len(SPECIAL))
-    return train_merges(words, SIZE, engine=engine, symbols=symbols)
+def ours(path: Path, style: str, engine: str, processes: int = 2) -> WordPieceTokenizer:
+    """Read, count, merge and build, as `llmt tokenizer train` does."""
+    tokenizer = WordPieceTokenizer(style=style)
+    tokenizer.train(open_blocks([str(path)]), SIZE, num_proc=processes, engine=engine)
+    return tokenizer
 
 
 def blank(model: object, style: str) -> "Tokenizer":
@@ -93,7 +83,7 @@ def library(path: Path, style: str, kind: str = "wordpiece", size: int = SIZE) -
     else:
         model, trainer = models.Unigram(), trainers.UnigramTrainer(unk_token="[UNK]", **common)
     tokenizer = blank(model, style)
-    tokenizer.train_from_iterator(lines_of(path), trainer)
+    tokenizer.train([str(path)], trainer)  # the library reads the file itself, on both cores
     return tokenizer
 
 
@@ -103,7 +93,7 @@ def one(contender: str, style: str, path: Path) -> None:
     if contender == "library":
         pieces = library(path, style).get_vocab_size()
     else:
-        pieces = len(ours(path, style, contender).vocabulary)
+        pieces = ours(path, style, contender).vocab_size
     print(json.dumps({"seconds": time.perf_counter() - started, "pieces": pieces}))
 
 
@@ -167,27 +157,18 @@ def race(megabytes: int, style: str, runs: int) -> None:
 
 def quality(megabytes: int) -> None:
     """Characters per token on held-out prose."""
-    from tokenizers import models
-
     path, held_out = gather(megabytes)
     texts = list(lines_of(held_out))
     characters = sum(map(len, texts))
     for style in STYLES:
-        vocabulary = ours(path, style, "auto").vocabulary
+        full = ours(path, style, "auto")
         for size in (8_000, SIZE):
-            found: dict[str, float] = {}
-            pieces = [*SPECIAL, *vocabulary[: size - len(SPECIAL)]]
-            model = models.WordPiece(
-                vocab={piece: number for number, piece in enumerate(pieces)},
-                unk_token="[UNK]",
-                max_input_chars_per_word=400,
-            )
-            cutters = {"ours": blank(model, style)}
+            tokenizer = truncate(full, size) if size < full.vocab_size else full
+            found = {"ours": round(characters / sum(map(len, tokenizer.encode_batch(texts))), 3)}
             for kind in ("wordpiece", "bpe", "unigram"):
-                cutters[kind] = library(path, style, kind, size)
-            for name, tokenizer in cutters.items():
-                tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
-                found[name] = round(characters / tokens, 3)
+                peer = library(path, style, kind, size)
+                tokens = sum(len(encoding.ids) for encoding in peer.encode_batch(texts))
+                found[kind] = round(characters / tokens, 3)
             report(
                 "wordpiece_quality",
                 megabytes=megabytes,
@@ -213,7 +194,7 @@ def main() -> None:
     if arguments.one:
         one(arguments.one, arguments.style, arguments.text)
         return
-    train_merges({"ab": 1}, 10, engine="compiled")  # compile
+    WordPieceTokenizer().train(["ab"], 600, engine="compiled")  # compile
     for megabytes in arguments.sizes:
         for style in arguments.styles:
             race(megabytes, style, arguments.runs)

@@ -31,7 +31,7 @@ def test_tokenizer_train_wordpiece_on_a_small_text(inside: Any, text_file: Path)
     )
     assert result.code == 0, result.err
     assert (text_file.parent / "tokenizers" / "wordpiece" / "tokenizer.json").is_file()
-    assert "characters per token" in result.out
+    assert "bytes per token" in result.out
 
 
 def test_train_lora_with_a_finished_run(inside: Any, workplace: Path) -> None:
