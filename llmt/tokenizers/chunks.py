@@ -20,6 +20,8 @@ from llmt.tokenizers.pretokenize import BERT_WORDS, GPT2_SPLIT, GPT4_SPLIT
 BLOCK_CHARACTERS = 1 << 17
 # A longer chunk will hardly come again.
 KEPT_CHARACTERS = 64
+# A text with fewer spaces, one after so many characters, has chunks that hardly ever come again.
+_MOST_BETWEEN = 32
 
 # A space after a visible character. In the patterns of GPT-2 and GPT-4 a space is the first character of a match
 # or stands among white space alone, and only white space looks ahead (`\s+(?!\S)`): no match crosses such a
@@ -140,10 +142,13 @@ class ChunkEncoder:
     def encode_packed(self, texts: Sequence[str]) -> list[bytes]:
         """`encode` of each text, in the form that `unpack_ids` reads."""
         packed: list[list[bytes]] = [[] for _ in texts]
+        whole = [number for number, text in enumerate(texts) if text.count(" ") * _MOST_BETWEEN < len(text)]
+        for number, ids in zip(whole, self._in_library([texts[number] for number in whole]), strict=True):
+            packed[number].append(ids)
         blocks: list[tuple[int, list[str]]] = []
         characters = 0
-        for number, text in enumerate(texts):
-            for chunks, length in self._blocks(text):
+        for number in sorted(set(range(len(texts))).difference(whole)):
+            for chunks, length in self._blocks(texts[number]):
                 blocks.append((number, chunks))
                 characters += length
                 if characters >= BLOCK_CHARACTERS:
@@ -185,6 +190,11 @@ class ChunkEncoder:
                 ids[at] = fresh[chunks[at]]
             packed[number].append(b"".join(ids))
 
+    def _in_library(self, texts: Sequence[str]) -> list[bytes]:
+        """Ids by the library, without offsets, which cost it as much as the ids."""
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [array("I", encoding.ids).tobytes() for encoding in encodings]
+
     def _encode(self, chunks: Sequence[str]) -> dict[str, bytes]:
         """Ids of chunks that are not in the table, put together from those of their pieces, of which few are new."""
         texts = list(map(_text, chunks)) if self._keeps_space else chunks
@@ -193,9 +203,7 @@ class ChunkEncoder:
         known = self._pieces
         new = list(set(chain.from_iterable(pieces_of)).difference(known))
         if new:
-            # Without offsets, which cost the library as much as the ids.
-            encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
-            fresh = dict(zip(new, [array("I", encoding.ids).tobytes() for encoding in encodings], strict=True))
+            fresh = dict(zip(new, self._in_library(new), strict=True))
             self._pieces = _add(known, fresh, self.capacity // 2)
             if not fresh.keys() <= known.keys():  # the table is full, or a piece is too long for it
                 known = known | fresh

@@ -27,6 +27,7 @@ _STRANGE = re.compile(
 )
 # tiktoken's search of a pattern that looks ahead runs out of stack over endless white space.
 _ENDLESS = re.compile(r"\s{1000}")
+_OTHER_WAYS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 
 
 class RankEncoder:
@@ -55,24 +56,31 @@ class RankEncoder:
 
 def rank_encoder(backend: tokenizers.Tokenizer, spec: Mapping[str, Any]) -> RankEncoder | None:
     """The encoder for a tokenizer.json (parsed), or None where tiktoken is not installed or would differ."""
-    model = spec["model"]
     pattern = _pattern(spec.get("pre_tokenizer"))
-    if find_spec("tiktoken") is None or pattern is None or model["type"] != "BPE" or spec.get("normalizer") is not None:
+    if pattern is None or find_spec("tiktoken") is None or not _is_plain(spec):
         return None
-    plain = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    if any(model.get(name) for name in plain) or any(not token["special"] for token in spec["added_tokens"]):
-        return None
-    vocab: dict[str, int] = model["vocab"]
-    merged = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    vocab: dict[str, int] = spec["model"]["vocab"]
+    merges = spec["model"]["merges"]
+    merged = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
     ids = [vocab[piece] for piece in merged]
-    if ids != sorted(set(ids)) or not vocab.keys() >= set(BYTE_CHARACTERS):
-        return None
     pieces = [*BYTE_CHARACTERS, *merged]
-    if any([token.value for token in backend.model.tokenize(piece)] != [piece] for piece in pieces):
+    if not vocab.keys() >= set(pieces) or ids != sorted(set(ids)):
         return None
     if ids and max(vocab[char] for char in BYTE_CHARACTERS) > ids[0]:
         return None
+    if any([token.value for token in backend.model.tokenize(piece)] != [piece] for piece in pieces):
+        return None
     return RankEncoder(pattern, {to_bytes(piece): vocab[piece] for piece in pieces})
+
+
+def _is_plain(spec: Mapping[str, Any]) -> bool:
+    """Whether it is byte-pair encoding and nothing else."""
+    model = spec["model"]
+    if model["type"] != "BPE" or spec.get("normalizer") is not None:
+        return False
+    if any(model.get(name) for name in _OTHER_WAYS):
+        return False
+    return all(token["special"] for token in spec["added_tokens"])
 
 
 def _pattern(node: Mapping[str, Any] | None) -> str | None:
@@ -80,11 +88,15 @@ def _pattern(node: Mapping[str, Any] | None) -> str | None:
     steps = [] if node is None else node["pretokenizers"] if node["type"] == "Sequence" else [node]
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1].get("add_prefix_space"):
         return None
+    by_itself = steps[-1].get("use_regex", True)
     if len(steps) == 1:
-        return GPT2_SPLIT if steps[0].get("use_regex", True) else None
-    first = steps[0]
-    if len(steps) != 2 or steps[1].get("use_regex", True) or first["type"] != "Split":
+        return GPT2_SPLIT if by_itself else None
+    return _known_split(steps[0]) if len(steps) == 2 and not by_itself else None
+
+
+def _known_split(step: Mapping[str, Any]) -> str | None:
+    """The pattern of a step that cuts as GPT-2 or GPT-4 do and drops nothing."""
+    if step["type"] != "Split" or (step["behavior"], step["invert"]) not in (("Isolated", False), ("Removed", True)):
         return None
-    pattern: str | None = first["pattern"].get("Regex")
-    cuts = (first["behavior"], first["invert"]) in (("Isolated", False), ("Removed", True))
-    return pattern if cuts and pattern in (GPT2_SPLIT, GPT4_SPLIT) else None
+    pattern: str | None = step["pattern"].get("Regex")
+    return pattern if pattern in (GPT2_SPLIT, GPT4_SPLIT) else None

@@ -76,9 +76,10 @@ def to_tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     """The tokenizer.json that splits as the model does.
 
     Control tokens and bytes are never read out of a text: for BPE nothing merges into them; before a unigram model
-    the first character of such a text is cut off. Not the same are, next to that character, unknown ones, which are not
-    joined; a text that begins with a symbol of the user, or ends in a space where there are such symbols; and `\\r\\n`
-    where runs of spaces are kept, since the library reads it as one character.
+    the first character of such a text is cut off. Four things differ from the model's own reading: unknown
+    characters beside that cut are not joined; where the user named symbols, a text that begins with one, or ends
+    in a space; a carriage return with a line feed, which the library normalizes as one character; and which of
+    several equally likely ways a unigram model takes to cut a run of one sign.
     """
     # Symbols of the user cut the text into parts, of which only the first gets a space in front. Otherwise that is
     # the normalizer's part: this one gives none to a text that begins with a space.
@@ -88,7 +89,7 @@ def to_tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
             "type": "Metaspace",
             "replacement": SPACE,
             "prepend_scheme": in_front,
-            "split": not any(SPACE in piece.text.lstrip(SPACE) for piece in model.pieces if piece.kind == NORMAL),
+            "split": not any(SPACE in piece.text[1:] for piece in model.pieces if piece.kind == NORMAL),
         }
     ]
     hidden = [piece.text for piece in model.pieces if piece.kind in (UNKNOWN, CONTROL, BYTE)]

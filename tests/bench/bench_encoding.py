@@ -1,7 +1,8 @@
 """Encoding of a corpus by one core: llmt's chunks against `encode_batch` of the same tokenizer.json.
 
-Both encode the same batches in turn. The tables of chunks are empty at the start of each pass; "warm" is a pass
-over text that was encoded before.
+`bulk` is the path of `llmt train`: by tiktoken where it is installed and gives the same ids, else by chunks.
+`chunks` is the latter alone. All encode the same batches in turn. The tables of chunks are empty at the start of
+each pass; "warm" is a pass over text that was encoded before.
 
     python tests/bench/bench_encoding.py                     # files of TEST_DATA_DIR, or the built-in corpus
     python tests/bench/bench_encoding.py --megabytes 50      # prose of this machine
@@ -12,6 +13,7 @@ import json
 import os
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,9 +26,10 @@ from tokenizers import models, pre_tokenizers
 
 from llmt.text.builtin import builtin_documents
 from llmt.tokenizers.bpe import train_bpe, train_unigram
-from llmt.tokenizers.bulk import BULK_CACHE
+from llmt.tokenizers.bulk import BULK_CACHE, BulkEncoder
 from llmt.tokenizers.chunks import ChunkEncoder, find_cut
-from llmt.tokenizers.fast import FastTokenizer
+from llmt.tokenizers.fast import FastTokenizer, PretrainedTokenizer
+from llmt.tokenizers.files import TokenizerParts
 from llmt.tokenizers.wordpiece import train_wordpiece
 
 Batches = list[list[str]]
@@ -94,11 +97,10 @@ def backends(text: str, vocab_size: int, only: list[str] | None) -> Iterator[tup
         yield "gpt2", gpt2
 
 
-def seconds(encode: Encode, batches: Batches) -> float:
+def seconds(encode: Callable[[], None]) -> float:
     """Processor time of one pass: other work on the machine disturbs it less."""
     started = time.process_time()
-    for batch in batches:
-        encode(batch)
+    encode()
     return time.process_time() - started
 
 
@@ -106,22 +108,30 @@ def compare(name: str, what: str, backend: tokenizers.Tokenizer, texts: list[str
     """Both encoders in turn, and a line about them."""
     batches = [texts[start : start + BATCH_DOCUMENTS] for start in range(0, len(texts), BATCH_DOCUMENTS)]
     # Each begins anew, because the library remembers some words as well.
-    theirs, ours = (tokenizers.Tokenizer.from_str(backend.to_str()) for _ in range(2))
-    theirs.encode_special_tokens = ours.encode_special_tokens = True
+    theirs = tokenizers.Tokenizer.from_str(backend.to_str())
+    theirs.encode_special_tokens = True
+    tokenizer = PretrainedTokenizer.from_parts(TokenizerParts(tokenizers.Tokenizer.from_str(backend.to_str()), {}))
     cut = find_cut(json.loads(backend.to_str()))
     assert cut is not None
-    chunks = ChunkEncoder(ours, cut, capacity)
+    chunks = ChunkEncoder(tokenizer.backend, cut, capacity)
 
-    def library(batch: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in theirs.encode_batch(batch, add_special_tokens=False)]
+    def library() -> None:
+        for batch in batches:
+            [encoding.ids for encoding in theirs.encode_batch(batch, add_special_tokens=False)]
 
-    assert all(chunks.encode_batch(batch) == library(batch) for batch in batches[:2])
-    times: dict[str, list[float]] = {"library": [], "cold": [], "warm": []}
+    def bulk() -> None:
+        with BulkEncoder(tokenizer, num_proc=1, cache_size=capacity) as encoder:
+            deque(encoder.encode(batches), maxlen=0)
+
+    def by_chunks() -> None:
+        for batch in batches:
+            chunks.encode_batch(batch)
+
+    times: dict[str, list[float]] = {"library": [], "bulk": [], "chunks": [], "chunks_warm": []}
     for _ in range(rounds):
-        times["library"].append(seconds(library, batches))
         chunks.clear()
-        times["cold"].append(seconds(chunks.encode_batch, batches))
-        times["warm"].append(seconds(chunks.encode_batch, batches))
+        for key, encode in (("library", library), ("bulk", bulk), ("chunks", by_chunks), ("chunks_warm", by_chunks)):
+            times[key].append(seconds(encode))
     size = sum(len(text.encode()) for text in texts) / 1e6
     middle = {key: statistics.median(found) for key, found in times.items()}
     report(
@@ -132,25 +142,12 @@ def compare(name: str, what: str, backend: tokenizers.Tokenizer, texts: list[str
         megabytes=round(size, 2),
         capacity=capacity,
         mb_per_s={key: round(size / value, 2) for key, value in middle.items()},
-        ratio=round(middle["library"] / middle["cold"], 2),
-        ratio_warm=round(middle["library"] / middle["warm"], 2),
+        ratio=round(middle["library"] / middle["bulk"], 2),
         asked=ASKED.get(name) if what == "English" else None,
-        spread=[round(a / b, 2) for a, b in zip(times["library"], times["cold"], strict=True)],
+        ratio_chunks=round(middle["library"] / middle["chunks"], 2),
+        ratio_chunks_warm=round(middle["library"] / middle["chunks_warm"], 2),
+        spread=[round(a / b, 2) for a, b in zip(times["library"], times["bulk"], strict=True)],
     )
-    if name == "gpt2":
-        _peer(batches, size, what)
-
-
-def _peer(batches: Batches, size: float, what: str) -> None:
-    """Tiktoken with GPT-2's merges, where it is installed and has them at hand."""
-    try:
-        import tiktoken
-
-        peer = tiktoken.get_encoding("gpt2")
-    except (ImportError, OSError):
-        return
-    taken = seconds(peer.encode_ordinary_batch, batches)
-    report("encoding", tokenizer="gpt2 by tiktoken", text=what, mb_per_s=round(size / taken, 2))
 
 
 def main() -> None:

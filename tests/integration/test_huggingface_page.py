@@ -57,10 +57,9 @@ def _small_vocabulary(folder: Path, texts: list[str]) -> None:
     backend.model.save(str(folder))
 
 
-def _prelude(folder: Path, llmt: Any, tiny: tuple[str, ...]) -> None:
+def _prelude(folder: Path, llmt: Any) -> None:
     """What the page takes as given: an adapter, files of several makes, a hub's cache, rows with two columns."""
-    import sentencepiece
-
+    sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed: it makes a model")
     text = (folder / "text.txt").read_text(encoding="utf-8")
     documents = text.split("\n\n")
     _small_vocabulary(folder / "two-files", documents)
@@ -87,14 +86,13 @@ def _prelude(folder: Path, llmt: Any, tiny: tuple[str, ...]) -> None:
 def ended(
     finished: tuple[Path, Any],
     llmt: Any,
-    tiny: tuple[str, ...],
     environment: Mapping[str, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[int, str | None]:
     """How each block that could run ended: None, or what went wrong."""
     folder = tmp_path_factory.mktemp("page") / "work"
     shutil.copytree(finished[0], folder)
-    _prelude(folder, llmt, tiny)
+    _prelude(folder, llmt)
     chosen = [number for number, block in enumerate(BLOCKS) if not _missing(block)]
     caches = {"HF_HUB_CACHE": str(folder / "hub"), "HF_HOME": str(folder / "hf"), "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(
