@@ -13,6 +13,7 @@ from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory, staged_directory
 from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE
 from llmt.checkpoints.weights import save_weights
+from llmt.errors import UsageError
 from llmt.models.cache import KeyValueCache
 from llmt.models.loss import TokenLoss, token_loss
 from llmt.models.resize import check_size, resize_vocabulary
@@ -98,9 +99,11 @@ class BaseLanguageModel(nn.Module, ABC):
             The input embedding.
 
         Raises:
-            UsageError: Tokens would be lost, or the embeddings are frozen.
+            UsageError: Tokens would be lost, the embeddings are frozen, or the multiple is none.
         """
         size = new_num_tokens
+        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+            raise UsageError(f"pad_to_multiple_of {pad_to_multiple_of}: it must be 1 or more", "64 is usual")
         if pad_to_multiple_of is not None:
             size += -size % pad_to_multiple_of
         check_size(self.vocab_size, size, shrink, self.output_weight())

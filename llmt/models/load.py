@@ -20,7 +20,7 @@ TIED_HEAD = "lm_head.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
 
 
-def load_model(directory: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BaseLanguageModel:
+def load_model(directory: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BaseLanguageModel:
     """Open a model directory: Llama-shaped ones as `TransformerLM`, any other through transformers.
 
     Args:
@@ -32,6 +32,7 @@ def load_model(directory: Path, *, device: str = "cpu", dtype: torch.dtype = tor
         ModelFileError: A file is missing, damaged or unsafe.
         MismatchError: The tensors are not those that the configuration describes.
     """
+    directory = Path(directory)
     values = read_config(directory)
     if not is_llama(values):
         return HuggingFaceModelWrapper(directory, dtype).to(device)

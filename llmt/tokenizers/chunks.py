@@ -143,8 +143,9 @@ class ChunkEncoder:
         """`encode` of each text, in the form that `unpack_ids` reads."""
         packed: list[list[bytes]] = [[] for _ in texts]
         whole = [number for number, text in enumerate(texts) if text.count(" ") * _MOST_BETWEEN < len(text)]
-        for number, ids in zip(whole, self._in_library([texts[number] for number in whole]), strict=True):
-            packed[number].append(ids)
+        encodings = self._backend.encode_batch([texts[number] for number in whole], add_special_tokens=False)
+        for number, encoding in zip(whole, encodings, strict=True):
+            packed[number].append(array("I", encoding.ids).tobytes())
         blocks: list[tuple[int, list[str]]] = []
         characters = 0
         for number in sorted(set(range(len(texts))).difference(whole)):
@@ -190,11 +191,6 @@ class ChunkEncoder:
                 ids[at] = fresh[chunks[at]]
             packed[number].append(b"".join(ids))
 
-    def _in_library(self, texts: Sequence[str]) -> list[bytes]:
-        """Ids by the library, without offsets, which cost it as much as the ids."""
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [array("I", encoding.ids).tobytes() for encoding in encodings]
-
     def _encode(self, chunks: Sequence[str]) -> dict[str, bytes]:
         """Ids of chunks that are not in the table, put together from those of their pieces, of which few are new."""
         texts = list(map(_text, chunks)) if self._keeps_space else chunks
@@ -203,7 +199,9 @@ class ChunkEncoder:
         known = self._pieces
         new = list(set(chain.from_iterable(pieces_of)).difference(known))
         if new:
-            fresh = dict(zip(new, self._in_library(new), strict=True))
+            # Without offsets, which for short texts cost the library as much as the ids.
+            encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
+            fresh = dict(zip(new, [array("I", encoding.ids).tobytes() for encoding in encodings], strict=True))
             self._pieces = _add(known, fresh, self.capacity // 2)
             if not fresh.keys() <= known.keys():  # the table is full, or a piece is too long for it
                 known = known | fresh

@@ -1,5 +1,6 @@
 """directory, or name on the hub -> tokenizer."""
 
+from os.path import isdir, isfile
 from pathlib import Path
 
 from llmt.errors import ModelFileError
@@ -34,11 +35,11 @@ def load_tokenizer(name_or_path: str | Path, local_files_only: bool = False) -> 
         HubError: The hub cannot resolve the name now.
     """
     path = Path(name_or_path)
-    if path.name == TOKENIZER_FILE and path.is_file():
+    if path.name == TOKENIZER_FILE and isfile(path):
         path = path.parent
-    if (path / TOKENIZER_FILE).is_file():
+    if isfile(path / TOKENIZER_FILE):  # not Path's own, which fails over a name that is too long
         return _of_kind(read_parts(path))
-    if path.is_dir() and not any((path / name).is_file() for name in _OTHER_FILES) and not any(path.glob("*.model")):
+    if isdir(path) and not any(isfile(path / name) for name in _OTHER_FILES) and not any(path.glob("*.model")):
         raise ModelFileError(f"{path}: it holds no {TOKENIZER_FILE}", "train one: llmt tokenizer train FILES")
     return HFTokenizerWrapper(name_or_path, local_files_only=local_files_only)
 

@@ -67,6 +67,8 @@ def test_rounded_up(make: Make) -> None:
     weight = model.output_weight().detach().clone()
     model.resize_token_embeddings(128)
     assert torch.equal(model.output_weight(), weight)
+    with pytest.raises(UsageError, match="pad_to_multiple_of 0"):
+        model.resize_token_embeddings(128, pad_to_multiple_of=0)
 
 
 def test_number_format_is_kept(make: Make) -> None:
