@@ -94,8 +94,11 @@ def _beginning(blocks: Iterable[str], most: int) -> tuple[str, bool]:
     for block in blocks:
         if length > most:
             break
-        taken += [block] if not taken or taken[-1].endswith("\n") else ["\n", block]
-        length = sum(map(len, taken))
+        if taken and not taken[-1].endswith("\n"):
+            taken.append("\n")
+            length += 1
+        taken.append(block)
+        length += len(block)
     joined = "".join(taken)
     return joined[:most], len(joined) > most
 

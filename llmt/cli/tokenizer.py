@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +42,9 @@ def train(
 
     _refuse_unread(settings.algo, given)
     sources = (*(files or ()), *settings.data) or (BUILTIN,)
-    target = Path(settings.output_dir or Path("tokenizers") / settings.algo).expanduser()
+    target = Path(expanduser(settings.output_dir or Path("tokenizers") / settings.algo))
+    if not target.name:
+        raise UsageError(f"-o {target}: a directory needs a name of its own", "-o ./tokenizer")
     started = time.monotonic()
     with progress_bar(out, f"training {settings.algo}") as bar:
         built = build_tokenizer(settings, sources, target, _showing(bar))

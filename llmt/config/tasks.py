@@ -11,7 +11,7 @@ from llmt.config.tokenizer import TokenizerTraining
 class TokenizerTrainSettings(TokenizerTraining):
     """`llmt tokenizer train`: text to a tokenizer directory."""
 
-    vocab_size: Count = Field(30000, gt=0)
+    vocab_size: Count = Field(30000, gt=0, le=1_000_000)
     """Number of tokens, special tokens included."""
 
     data: TextList = ()

@@ -15,7 +15,7 @@ class TokenizerTraining(Section):
     algo: Algorithm = "bpe"
     """`bpe` and `unigram` by the tokenizers library, `wordpiece` by likelihood, `byte` without training."""
 
-    vocab_size: Count = Field(4096, gt=0)
+    vocab_size: Count = Field(4096, gt=0, le=1_000_000)
     """Number of tokens, special tokens included."""
 
     min_frequency: Count = Field(2, ge=1)
@@ -36,7 +36,7 @@ class TokenizerTraining(Section):
     engine: Literal["auto", "python", "compiled"] = "auto"
     """`wordpiece` only: what merges; `compiled` needs numba. The result is the same."""
 
-    max_subword_length: Count = Field(100, ge=1)
+    max_subword_length: Count = Field(100, ge=1, le=25_000)
     """`wordpiece` only: longest token, in characters."""
 
     continuation_prefix: Text = Field("##", min_length=2)

@@ -6,7 +6,7 @@ the unigram model is that of Kudo, "Subword regularization", 2018, over the same
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, final, get_args
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -21,6 +21,7 @@ from llmt.tokenizers.progress import Progress, log_progress
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
+MOST_TOKENS = 1_000_000
 _ROLES = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PADDING}
 
 
@@ -38,6 +39,8 @@ class _ByteLevelTokenizer(TrainableTokenizer):
 
     def __init__(self, split: Split = "gpt4", special_tokens: Sequence[str] = (), cache_size: int = CACHE_SIZE) -> None:
         super().__init__({"split": split, "special_tokens": list(special_tokens)}, cache_size)
+        if split not in get_args(Split):
+            raise ConfigError([f"split {split!r}: it must be one of {', '.join(get_args(Split))}"])
         self._split: Split = split
         self._special = _special_tokens(special_tokens, split)
 
@@ -63,6 +66,7 @@ class BPETokenizer(_ByteLevelTokenizer):
     """Lossless byte-level BPE."""
 
     algo = "bpe"
+    model_type = "BPE"
 
     def train(
         self,
@@ -74,6 +78,8 @@ class BPETokenizer(_ByteLevelTokenizer):
     ) -> None:
         """Merge the most frequent pair of neighbours, again and again."""
         _require_size(vocab_size, len(self._special))
+        if min_frequency < 0:
+            raise ConfigError([f"min_frequency {min_frequency}: it must be 0 or more"])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=min_frequency,
@@ -94,6 +100,7 @@ class UnigramTokenizer(_ByteLevelTokenizer):
     """
 
     algo = "unigram"
+    model_type = "Unigram"
 
     def train(
         self,
@@ -121,6 +128,7 @@ class ByteTokenizer(_ByteLevelTokenizer):
     """The 256 bytes, in order after the special tokens. It is ready without training."""
 
     algo = "byte"
+    model_type = "BPE"
 
     def __init__(self, split: Split = "gpt4", special_tokens: Sequence[str] = (), cache_size: int = CACHE_SIZE) -> None:
         super().__init__(split, special_tokens, cache_size)
@@ -186,6 +194,8 @@ def _special_tokens(further: Sequence[str], split: Split) -> list[AddedToken]:
 
 def _require_size(vocab_size: int, special: int, learnt: int = 0) -> None:
     least = special + len(BYTE_CHARACTERS) + learnt
+    if vocab_size > MOST_TOKENS:
+        raise ConfigError([f"vocab_size {vocab_size}: it can be {MOST_TOKENS:,} at most"])
     if vocab_size < least:
         raise ConfigError(
             [f"vocab_size {vocab_size}: {special} special tokens, 256 bytes and {learnt} pieces need {least}"],

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmt.checkpoints.atomic import staged_directory
+from llmt.checkpoints.files import storage_errors
 from llmt.config.tasks import TokenizerTrainSettings
-from llmt.errors import BusyOutputError
+from llmt.errors import BusyOutputError, StorageError, UsageError
 from llmt.text.find import find_sources
 from llmt.text.reading import Reading
 from llmt.text.sources import open_blocks
 from llmt.tokenizers.fast import TrainableTokenizer
-from llmt.tokenizers.files import TOKENIZER_FILE
+from llmt.tokenizers.files import TOKENIZER_FILE, TOKENIZER_FILES
 from llmt.tokenizers.gate import GateReport, check_tokenizer
 from llmt.tokenizers.heldout import HeldOut
 from llmt.tokenizers.progress import Progress
@@ -63,6 +64,7 @@ def build_tokenizer(
         LlmtError: Text that cannot be read, an option that cannot be, a tokenizer that fails its check.
     """
     claim_target(target, overwrite=settings.overwrite)
+    _refuse_unread(settings, sources)
     reading = Reading(
         text_column=settings.text_column,
         encoding_errors=settings.encoding_errors,
@@ -78,12 +80,21 @@ def build_tokenizer(
     if settings.algo == "byte":
         for _ in texts:  # nothing is learnt, yet there is text to measure on
             pass
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors("creating a folder", target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
     with staged_directory(target, extra=None, replace=True) as staged:
         tokenizer.save_pretrained(staged.path)
         sample, held_out = texts.sample()
         report = check_tokenizer(tokenizer, staged.path, sample, held_out=held_out)
+        claim_target(target, overwrite=settings.overwrite)  # training took a while: it may be taken by now
     return Built(target, tokenizer, report)
+
+
+def _refuse_unread(settings: TokenizerTrainSettings, sources: Sequence[str]) -> None:
+    asked = settings.model_fields_set & {"dataset_config", "dataset_split"}
+    if asked and all(source.kind != "data set" for source in find_sources(sources)):
+        name = min(asked).replace("_", "-")
+        raise UsageError(f"--{name}: only data sets have it, and none is named", "leave it out, or name hf:NAME")
 
 
 def _size(sources: Sequence[str]) -> int:
@@ -97,10 +108,16 @@ def claim_target(target: Path, *, overwrite: bool) -> None:
 
     Raises:
         BusyOutputError: Something stands there that may not be replaced.
+        StorageError: What stands above it is no folder.
     """
+    above = next((parent for parent in target.absolute().parents if parent.exists()), target)
+    if not above.is_dir():
+        raise StorageError(f"{target}: {above} is a file", "name another directory with -o")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if not (target / TOKENIZER_FILE).is_file() or (target / "config.json").exists():
-        raise BusyOutputError(f"{target}: exists and is no tokenizer of its own", "name another directory with -o")
+    others = [path.name for path in target.iterdir() if path.name not in TOKENIZER_FILES] if target.is_dir() else []
+    if others or not (target / TOKENIZER_FILE).is_file():
+        what = f", and {others[0]} would be lost" if others else ""
+        raise BusyOutputError(f"{target}: is no directory of a tokenizer alone{what}", "name another with -o")
     if not overwrite:
         raise BusyOutputError(f"{target}: holds a tokenizer already", "add --overwrite, or name another with -o")

@@ -68,7 +68,7 @@ class FastTokenizer(Tokenizer):
         self._byte_level = is_byte_level(spec)
         self._prefix: str = spec["model"].get("continuing_subword_prefix") or ""
         self._merges: list[Any] = spec["model"].get("merges") or []
-        self._frames = spec.get("post_processor") is not None
+        self._frames = backend.num_special_tokens_to_add(False) > 0
         self._cut = find_cut(spec)
         self._remember()
 
@@ -188,17 +188,14 @@ class FastTokenizer(Tokenizer):
         """
         recorded = (self.training or {}).get("merges")
         if recorded is not None:
-            try:
-                return [MergeStep(left=a, right=b, piece=p, count=n, score=s) for a, b, p, n, s in recorded]
-            except (TypeError, ValueError) as error:
-                raise ModelFileError(f"{TRAINING_FILE}: its merges are damaged: {error}", "train it again") from error
+            return _parse_merges(recorded)
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in self._merges]
         return [MergeStep(left=a, right=b, piece=a + b, count=None, score=None) for a, b in pairs]
 
     def get_tokenization_stats(self) -> dict[str, Any]:
         """Numbers of the vocabulary, and the training record without its merges."""
         record = {key: value for key, value in (self.training or {}).items() if key != "merges"}
-        return super().get_tokenization_stats() | record
+        return record | super().get_tokenization_stats()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_chunks": None}  # a cache does not travel
@@ -234,6 +231,9 @@ class TrainableTokenizer(FastTokenizer):
     algo: str
     """Name of the algorithm, as in `--algo`."""
 
+    model_type: str
+    """What tokenizer.json calls it."""
+
     def __init__(self, options: Mapping[str, Any], cache_size: int = CACHE_SIZE) -> None:
         super().__init__(cache_size)
         self.options = dict(options)
@@ -246,7 +246,13 @@ class TrainableTokenizer(FastTokenizer):
             raise ModelFileError(
                 f"tokenizer: {cls.__name__} reads {cls.algo!r}, not {made_by!r}", "load_tokenizer(...)"
             )
-        tokenizer = cls(**(parts.training or {}).get("options", {}))
+        model = json.loads(parts.backend.to_str())["model"]["type"]
+        if model != cls.model_type:
+            raise ModelFileError(f"{TRAINING_FILE}: it is of {made_by!r}, the tokenizer is {model}", "train it again")
+        try:
+            tokenizer = cls(**(parts.training or {}).get("options", {}))
+        except (TypeError, ValueError, KeyError, AttributeError, ConfigError) as error:
+            raise ModelFileError(f"{TRAINING_FILE}: its options are damaged: {error}", "train it again") from error
         tokenizer.adopt(parts)
         return tokenizer
 
@@ -312,6 +318,23 @@ class FastStream:
         text: str = self._backend.decode(self._held, skip_special_tokens=self._skip)
         self._held.clear()
         return text
+
+
+def _parse_merges(recorded: Any) -> list[MergeStep]:
+    """The merges of a training record, which anybody may have changed.
+
+    Raises:
+        ModelFileError: They are not what llmt writes.
+    """
+    try:
+        steps = [MergeStep(left=a, right=b, piece=p, count=n, score=s) for a, b, p, n, s in recorded]
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"{TRAINING_FILE}: its merges are damaged: {error}", "train it again") from error
+    for step in steps:
+        pieces = (step["left"], step["right"], step["piece"])
+        if set(map(type, pieces)) != {str} or type(step["count"]) is not int or type(step["score"]) is not float:
+            raise ModelFileError(f"{TRAINING_FILE}: a merge is damaged: {pieces!r}", "train it again")
+    return steps
 
 
 def spec_fingerprint(backend: tokenizers.Tokenizer) -> str:

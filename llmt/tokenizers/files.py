@@ -16,6 +16,8 @@ CONFIG_FILE = "tokenizer_config.json"
 TRAINING_FILE = "training.json"
 TEMPLATE_FILE = "chat_template.jinja"
 SPECIAL_MAP_FILE = "special_tokens_map.json"
+TOKENIZER_FILES = (TOKENIZER_FILE, CONFIG_FILE, TRAINING_FILE, TEMPLATE_FILE, SPECIAL_MAP_FILE)
+"""What llmt writes for a tokenizer, and what it reads besides."""
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 # BERT's names for the same parts, taken where a tokenizer has no others.
@@ -99,12 +101,26 @@ def write_parts(folder: Path, parts: TokenizerParts) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json as it is; others rewrite it
         **parts.special,
     }
+    forget_tokenizer(folder)
     if parts.training is not None:
         write_text_atomic(folder / TRAINING_FILE, _json(parts.training, indent=None))
     if parts.chat_template is not None:
         write_text_atomic(folder / TEMPLATE_FILE, parts.chat_template)
     write_text_atomic(folder / CONFIG_FILE, _json(config, indent=2))
     write_text_atomic(folder / TOKENIZER_FILE, parts.backend.to_str(pretty=True))
+
+
+def forget_tokenizer(folder: Path) -> None:
+    """Remove what an earlier tokenizer left in a directory, tokenizer.json first: the next may not have it all.
+
+    Raises:
+        StorageError: The file system refused.
+    """
+    from llmt.checkpoints.files import storage_errors
+
+    for name in TOKENIZER_FILES:
+        with storage_errors("removing an older tokenizer", folder / name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def parse_roles(config: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmt.errors import MissingPackageError, ModelFileError
 from llmt.tokenizers.bytelevel import BYTE_CHARACTERS
-from llmt.tokenizers.files import CONFIG_FILE, ROLES, SPECIAL_MAP_FILE, TOKENIZER_FILE
+from llmt.tokenizers.files import CONFIG_FILE, ROLES, SPECIAL_MAP_FILE, TOKENIZER_FILE, TOKENIZER_FILES
 from llmt.tokenizers.sentencepiece import read_sentencepiece, roles, to_tokenizer_json
 from llmt.tokenizers.trial import checked_tokenizer
 from llmt.tokenizers.validate import MAX_FILE_BYTES, parse_object
@@ -22,6 +22,9 @@ from llmt.tokenizers.validate import MAX_FILE_BYTES, parse_object
 MODEL_CONFIG_FILE = "config.json"
 VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 
+_SETTINGS = {*TOKENIZER_FILES, MODEL_CONFIG_FILE, "generation_config.json", "added_tokens.json"} - {TOKENIZER_FILE}
+# Classes that work on bytes or code points.
+_WITHOUT_VOCABULARY = ("ByT5", "Canine", "Perceiver", "byt5", "canine", "perceiver")
 # Weights and code are no part of a tokenizer.
 _LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".py", ".so", ".pkl"}
 # All that the choice of a class looks at.
@@ -63,7 +66,8 @@ def stage(source: Path, aside: Path) -> list[str]:
     special_map = _without_code(aside, SPECIAL_MAP_FILE, source)
     if not (aside / TOKENIZER_FILE).is_file():
         if config.get("tokenizer_class") or model.get("model_type"):
-            _check_older_files(aside, source)
+            named = str(config.get("tokenizer_class") or model.get("model_type"))
+            _check_older_files(aside, source, needs_vocabulary=not named.startswith(_WITHOUT_VOCABULARY))
             return []
         notes, found = _build(aside, source)
         config = found | config
@@ -117,8 +121,13 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def _check_older_files(aside: Path, source: Path) -> None:
-    """What a class of transformers will hand to a library as it is."""
+def _check_older_files(aside: Path, source: Path, *, needs_vocabulary: bool) -> None:
+    """What a class of transformers will hand to a library as it is.
+
+    A class without its vocabulary loads as well, and makes nothing of any text; few need none, as ByT5.
+    """
+    if needs_vocabulary and not [path for path in aside.iterdir() if path.name not in _SETTINGS]:
+        raise ModelFileError(f"{source}: it holds settings and no vocabulary", "copy the tokenizer again, all files")
     if (aside / VOCAB_FILE).is_file():
         _vocabulary((aside / VOCAB_FILE).read_bytes(), str(source / VOCAB_FILE), holes=True)
     for path in aside.glob("*.model"):

@@ -15,7 +15,7 @@ from llmt.tokenizers.base import MergeStep, Tokenizer, TokenStream, WholeStream,
 from llmt.tokenizers.bytelevel import is_byte_level, is_lossless, to_bytes
 from llmt.tokenizers.corpus import MeasuredCorpus
 from llmt.tokenizers.fast import FastStream, spec_fingerprint
-from llmt.tokenizers.files import ROLES, TOKENIZER_FILE, parse_roles
+from llmt.tokenizers.files import ROLES, TOKENIZER_FILE, forget_tokenizer, parse_roles
 from llmt.tokenizers.foreign import stage
 from llmt.tokenizers.trial import rust_refusals
 
@@ -252,6 +252,7 @@ class HFTokenizerWrapper(Tokenizer):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".tmp-tokenizer-", dir=folder) as aside:
                 self.tokenizer.save_pretrained(aside, **kwargs)
+                forget_tokenizer(folder)
                 written = sorted(Path(aside).iterdir(), key=lambda path: (path.name == TOKENIZER_FILE, path.name))
                 for path in written:
                     os.replace(path, folder / path.name)

@@ -12,8 +12,7 @@ Two engines find the same merges: `hubs` and `gain` in Python, `compiled` with t
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 from llmt.errors import ConfigError, MissingPackageError
 from llmt.tokenizers.progress import Progress, TrainingProgress
@@ -159,22 +158,33 @@ def _levels(total: int, floor: int, threshold: Threshold) -> list[int]:
 
 def _engine(asked: Engine, job: Job) -> Literal["python", "compiled"]:
     """Which engine does the job."""
+    if asked not in get_args(Engine):
+        raise ConfigError([f"engine {asked!r}: it must be one of {', '.join(get_args(Engine))}"])
     if asked == "python":
         return "python"
     fits = sum(n * len(word) for word, n in job.words.items()) < LARGEST_CORPUS
     if asked == "auto":
         large = sum(map(len, job.words)) >= COMPILED_FROM
-        return "compiled" if large and fits and find_spec("numba") else "python"
+        return "compiled" if large and fits and _numba_problem() is None else "python"
     if not fits:
         raise ConfigError(
             [f"engine compiled: it counts up to {LARGEST_CORPUS} symbols, and the words have more"],
             "--engine python",
         )
-    if find_spec("numba") is None:
-        missing = MissingPackageError("numba", "it is not installed")
+    if problem := _numba_problem():
+        missing = MissingPackageError("numba", problem)
         missing.hint = 'python -m pip install "llmt[fast]", or --engine python'
         raise missing
     return "compiled"
+
+
+def _numba_problem() -> str | None:
+    """Why numba cannot be used, or None; one that does not fit the installed numpy fails on import."""
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 def _joins(engine: Literal["python", "compiled"], job: Job) -> Iterator[Join]:

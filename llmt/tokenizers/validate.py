@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from llmt.errors import ModelFileError
+from llmt.tokenizers.bytelevel import BYTE_CHARACTERS
 from llmt.tokenizers.pretokenize import PATTERNS
 
 MAX_FILE_BYTES = 200_000_000
@@ -310,4 +311,7 @@ def _is_known_model(model: Mapping[str, Any]) -> bool:
         length = model["max_input_chars_per_word"]
         known = model["unk_token"] in model["vocab"] and len(model["continuing_subword_prefix"]) <= 16
         return known and type(length) is int and 0 < length <= 100_000
-    return kind == "Unigram" and model["byte_fallback"] is False
+    if kind != "Unigram" or model["byte_fallback"] is not False:
+        return False
+    # Without an unknown token the library panics over a character that no piece spells.
+    return model["unk_id"] is not None or {piece for piece, _ in model["vocab"]}.issuperset(BYTE_CHARACTERS)

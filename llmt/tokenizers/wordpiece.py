@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -31,6 +31,8 @@ _ROLES = {
     "mask_token": "[MASK]",
 }
 _BYTES_PER_CHARACTER = 4
+# Of one word: a pattern repeats a character 100,000 times at most.
+MOST_CHARACTERS = 25_000
 # What other characters follow within a word: a letter, a digit (of a keycap), an emoji, half a flag, kana.
 _FIRSTS = ("a", "1", "\U0001f44d", "\U0001f1e9", "\u30ab")
 
@@ -55,6 +57,7 @@ class WordPieceTokenizer(TrainableTokenizer):
     """
 
     algo = "wordpiece"
+    model_type = "WordPiece"
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class WordPieceTokenizer(TrainableTokenizer):
             "limit_alphabet": limit_alphabet,
         }
         super().__init__(options, cache_size)
-        _check(style, max_subword_length, continuation_prefix, limit_alphabet)
+        _check(options)
         self._style: Style = style
         self._threshold: Threshold = threshold
         self._score: Score = score
@@ -193,12 +196,19 @@ def train_wordpiece(
     return tokenizer
 
 
-def _check(style: Style, max_subword_length: int, prefix: str, limit_alphabet: int | None) -> None:
-    problems = []
+def _check(options: Mapping[str, Any]) -> None:
+    style, prefix = options["style"], options["continuation_prefix"]
+    max_subword_length, limit_alphabet = options["max_subword_length"], options["limit_alphabet"]
+    choices = {"style": get_args(Style), "threshold": get_args(Threshold), "score": get_args(Score)}
+    problems = [
+        f"{name} {options[name]!r}: it must be one of {', '.join(known)}"
+        for name, known in choices.items()
+        if options[name] not in known
+    ]
     if len(prefix) < 2 or not all("!" <= char <= "~" and not char.isalnum() for char in prefix):
         problems.append(f"continuation_prefix {prefix!r}: it must be two or more ASCII signs, as in '##'")
-    if max_subword_length < 1:
-        problems.append(f"max_subword_length {max_subword_length}: it must be at least 1")
+    if not 1 <= max_subword_length <= MOST_CHARACTERS:
+        problems.append(f"max_subword_length {max_subword_length}: it must be 1 to {MOST_CHARACTERS:,}")
     if limit_alphabet is not None and style == "lossless":
         problems.append("limit_alphabet: the alphabet of style lossless is the 256 bytes")
     if problems:

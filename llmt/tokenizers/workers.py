@@ -26,8 +26,10 @@ def count_in_processes(blocks: Iterable[list[str]], table: WordTable, num_proc: 
         LlmtError: One of them died.
     """
     queue: Queue[list[str] | None] = Queue(maxsize=num_proc - 1)
-    workers = [_Worker(table.style, queue) for _ in range(num_proc - 1)]
+    workers: list[_Worker] = []
     try:
+        for _ in range(num_proc - 1):
+            workers.append(_Worker(table.style, queue))
         for block in blocks:
             try:
                 queue.put_nowait(block)
@@ -80,6 +82,10 @@ class _Worker:
         """Make sure that process and thread are gone."""
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None and not self._thread.is_alive():
+                with suppress(OSError):  # what was not written yet never will be
+                    pipe.close()
 
     def waits(self) -> bool:
         """Whether the thread still waits for blocks."""

@@ -235,6 +235,25 @@ def test_stopped_by_ctrl_c(environment: Mapping[str, str], tmp_path: Path) -> No
     assert [path.name for path in tmp_path.rglob("*") if path.name.startswith((".", "token"))] in ([], ["tokenizers"])
 
 
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (("--algo", "bpe", "--vocab-size", "1000000000000"), 2),
+        (("--algo", "wordpiece", "--max-subword-length", "200000"), 2),
+        (("--algo", "byte", "-o", "."), 2),
+        (("--algo", "byte", "-o", "prose.txt/made"), 6),
+        (("--algo", "byte", "--dataset-config", "none"), 2),
+        (("--algo", "byte", "--dataset-split", "none"), 2),
+    ],
+)
+def test_what_cannot_be(flags: tuple[str, ...], code: int, inside: Any, prose: Path) -> None:
+    """Sizes without bounds, targets that cannot be written, choices that no source has: refused before any work."""
+    result = inside("tokenizer", "train", "prose.txt", *flags, cwd=prose.parent)
+    assert result.code == code, result.err
+    assert "hint:" in result.err
+    assert [path.name for path in prose.parent.iterdir()] == ["prose.txt"]
+
+
 def test_flags_of_other_algorithms_are_refused(inside: Any, prose: Path) -> None:
     """A flag that would not be read is an error, not a silence."""
     for flags in (("--algo", "bpe", "--style", "bert"), ("--algo", "byte", "--vocab-size", "300"),

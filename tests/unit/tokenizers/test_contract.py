@@ -5,16 +5,16 @@ import json
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from tokenizer_texts import HARD_STRINGS, TEXTS
 
 import llmt
-from llmt.errors import DataError, MismatchError, ModelFileError, UsageError
+from llmt.errors import ConfigError, DataError, MismatchError, ModelFileError, UsageError
 from llmt.tokenizers.base import BaseTokenizer, Tokenizer
 from llmt.tokenizers.bpe import BPETokenizer, ByteTokenizer, UnigramTokenizer
-from llmt.tokenizers.fast import FastTokenizer, PretrainedTokenizer
+from llmt.tokenizers.fast import FastTokenizer, PretrainedTokenizer, TrainableTokenizer
 from llmt.tokenizers.huggingface import HFTokenizerWrapper
 from llmt.tokenizers.wordpiece import WordPieceTokenizer
 
@@ -289,6 +289,64 @@ def test_other_kinds_are_refused(kinds: dict[str, Tokenizer], tmp_path: Path) ->
     kinds["bpe"].save_pretrained(tmp_path)
     with pytest.raises(ModelFileError, match="bpe"):
         WordPieceTokenizer.from_pretrained(tmp_path)
+
+
+def test_saving_over_another_kind(kinds: dict[str, Tokenizer], tmp_path: Path) -> None:
+    """Nothing of the tokenizer that stood in a directory before is taken for the new one's."""
+    for name in ("foreign", "transformers"):
+        kinds["wordpiece"].save_pretrained(tmp_path)
+        kinds[name].save_pretrained(tmp_path)
+        loaded = llmt.load_tokenizer(tmp_path)
+        assert isinstance(loaded, PretrainedTokenizer)
+        assert loaded.get_merge_history() == kinds["foreign"].get_merge_history()
+        assert loaded.get_tokenization_stats()["vocab_size"] == loaded.vocab_size
+
+
+DAMAGED_RECORDS = [
+    {"options": None}, {"options": ["x"]}, {"options": {"nope": 1}}, {"options": {"max_subword_length": "x"}},
+    {"options": {"continuation_prefix": 5}}, {"options": {"style": "zzz"}}, {"algo": "bpe"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", DAMAGED_RECORDS, ids=str)
+def test_damaged_records(change: dict[str, object], kinds: dict[str, Tokenizer], tmp_path: Path) -> None:
+    """A training record that somebody changed is refused by name, and no reason to crash."""
+    kinds["wordpiece"].save_pretrained(tmp_path)
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), encoding="utf-8")
+    with pytest.raises(ModelFileError, match=r"training\.json"):
+        llmt.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("merge", [["a", "b"], ["a", "b", "ab", 1, "x"], [["a"], "b", "ab", 1, 0.5], None], ids=str)
+def test_damaged_merges(merge: object, kinds: dict[str, Tokenizer], tmp_path: Path) -> None:
+    """So is a merge of the record, when the merges are asked for."""
+    kinds["wordpiece"].save_pretrained(tmp_path)
+    path = tmp_path / "training.json"
+    record = json.loads(path.read_text("utf-8"))
+    record["merges"][3] = merge
+    path.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ModelFileError, match=r"training\.json"):
+        llmt.load_tokenizer(tmp_path).get_merge_history()
+
+
+@pytest.mark.parametrize("kind", [BPETokenizer, UnigramTokenizer, WordPieceTokenizer])
+def test_sizes_that_cannot_be(kind: type[TrainableTokenizer]) -> None:
+    """A vocabulary without bounds is refused before the library aborts over it."""
+    for size in (10**7, 10**12, 9 * 10**18):
+        with pytest.raises(ConfigError, match="vocab_size"):
+            kind().train(TEXTS, vocab_size=size)
+
+
+@pytest.mark.parametrize("options", [{"style": "z"}, {"threshold": "z"}, {"score": "z"}, {"max_subword_length": 10**6}])
+def test_choices_that_are_none(options: dict[str, Any]) -> None:
+    """A misspelt choice is an error of the configuration, not another choice."""
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        WordPieceTokenizer(**options)
+    with pytest.raises(ConfigError, match="engine"):
+        WordPieceTokenizer().train(TEXTS, engine="z")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="split"):
+        BPETokenizer(split="z")  # type: ignore[arg-type]
 
 
 def test_words_are_remembered_within_bounds(kinds: dict[str, Tokenizer]) -> None:

@@ -11,6 +11,7 @@ from llmt.errors import BusyOutputError, DataError, ModelFileError
 from llmt.tokenizers.build import build_tokenizer
 from llmt.tokenizers.fast import FastTokenizer
 from llmt.tokenizers.gate import HARD_TEXTS, GateReport, check_tokenizer
+from llmt.tokenizers.progress import TrainingProgress
 from llmt.tokenizers.wordpiece import train_wordpiece
 
 HELD_OUT = ["The miller counted sacks.\nNobody   answered the boy.\n", "1,234 was over; Über Müller\n"]
@@ -106,6 +107,28 @@ def test_fixed_threshold_is_warned_about(corpus: Path, tmp_path: Path) -> None:
         settings = TokenizerTrainSettings(algo="wordpiece", vocab_size=560, threshold=threshold)
         built = build_tokenizer(settings, [str(corpus)], tmp_path / threshold)
         assert any("--threshold anneal" in note for note in built.notes) == (threshold == "fixed")
+
+
+def test_nothing_else_is_lost(corpus: Path, tmp_path: Path) -> None:
+    """A directory with more in it than a tokenizer is not replaced, nor one that fills up while training goes on."""
+    target = tmp_path / "out"
+    settings = TokenizerTrainSettings(algo="byte", overwrite=True)
+    build_tokenizer(settings, [str(corpus)], target)
+    (target / "notes.md").write_text("precious")
+    with pytest.raises(BusyOutputError, match=r"notes\.md would be lost"):
+        build_tokenizer(settings, [str(corpus)], target)
+    assert (target / "notes.md").read_text() == "precious"
+
+    late = tmp_path / "late"
+
+    def meanwhile(now: TrainingProgress) -> None:
+        late.mkdir(exist_ok=True)
+        (late / "precious.txt").write_text("x")
+
+    settings = TokenizerTrainSettings(algo="wordpiece", vocab_size=560)
+    with pytest.raises(BusyOutputError):
+        build_tokenizer(settings, [str(corpus)], late, meanwhile)
+    assert [path.name for path in late.iterdir()] == ["precious.txt"]
 
 
 def test_nothing_half_saved(corpus: Path, tmp_path: Path) -> None:

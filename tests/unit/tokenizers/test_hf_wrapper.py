@@ -104,6 +104,14 @@ def test_it_is_a_tokenizer_of_both_kinds(wrapper: HFTokenizerWrapper) -> None:
     assert not isinstance(wrapper, FastTokenizer)
 
 
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "GPT2Tokenizer", "BertTokenizer", "T5Tokenizer"])
+def test_settings_without_a_vocabulary(name: str, tmp_path: Path) -> None:
+    """A directory whose vocabulary was never copied is refused, not opened as a tokenizer that knows nothing."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}), encoding="utf-8")
+    with pytest.raises(ModelFileError, match="no vocabulary"):
+        HFTokenizerWrapper(tmp_path)
+
+
 def test_copies(wrapper: HFTokenizerWrapper) -> None:
     """Pickled, copied and deep-copied wrappers encode alike; a deep copy is changed alone, a plain one is not."""
     for twin in (pickle.loads(pickle.dumps(wrapper)), copy.copy(wrapper), copy.deepcopy(wrapper)):
