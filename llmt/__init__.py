@@ -15,6 +15,7 @@ The tree is the path of the data:
     evaluation   weights -> numbers
     generation   weights -> text
     training     batches -> weights
+    reports      numbers -> tables and pages
     cli          the terminal
 
 Importing this package imports nothing heavy: a public name is loaded when it is first used.
