@@ -5,7 +5,8 @@ the unigram model is that of Kudo, "Subword regularization", 2018, over the same
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final, get_args
 
 import tokenizers
@@ -22,6 +23,7 @@ from llmt.tokenizers.progress import Progress, log_progress
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
 MOST_TOKENS = 1_000_000
+_ENDLESS = re.compile(r"\S{1000}")
 _ROLES = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PADDING}
 
 
@@ -50,7 +52,7 @@ class _ByteLevelTokenizer(TrainableTokenizer):
     ) -> None:  # fmt: skip
         backend = _byte_level(model, self._split)
         corpus = MeasuredCorpus(texts, progress)
-        backend.train_from_iterator(corpus, trainer)
+        backend.train_from_iterator(_without_endless_words(corpus), trainer)
         corpus.require_text()
         if self.algo == "unigram":
             _round_scores(backend)
@@ -179,6 +181,19 @@ def train_unigram(
     tokenizer = UnigramTokenizer(split, special_tokens)
     tokenizer.train(texts, vocab_size)
     return tokenizer
+
+
+def _without_endless_words(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, in parts where nothing but visible characters follow one another for too long.
+
+    The trainers take time that grows with the square of a word's length.
+    """
+    for text in texts:
+        start = 0
+        for run in _ENDLESS.finditer(text):
+            yield text[start : run.end()]
+            start = run.end()
+        yield text[start:]
 
 
 def _special_tokens(further: Sequence[str], split: Split) -> list[AddedToken]:

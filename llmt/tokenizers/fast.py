@@ -165,7 +165,9 @@ class FastTokenizer(Tokenizer):
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """For each id of `encode(text)` the characters it covers."""
-        spans: list[tuple[int, int]] = self.backend.encode(well_formed(text), add_special_tokens=False).offsets
+        backend = self.backend
+        with rust_refusals("tokenizer.json"):
+            spans: list[tuple[int, int]] = backend.encode(well_formed(text), add_special_tokens=False).offsets
         return spans
 
     def decode_stream(self, skip_special_tokens: bool = True) -> "FastStream":

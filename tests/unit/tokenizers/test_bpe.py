@@ -1,6 +1,7 @@
 """Byte-level BPE, unigram and plain bytes."""
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,6 +116,14 @@ def test_lone_surrogates(every_kind: dict[str, FastTokenizer]) -> None:
         tokenizer = every_kind[name]
         assert tokenizer.decode(tokenizer.encode("a\ud800b\udfff")) == "a\ufffdb\ufffd"
     train_bpe(["a\ud800b"], 300)
+
+
+def test_endless_words() -> None:
+    """Letters without a space for 400,000 characters are learnt from in parts, which takes a second, and come back."""
+    text = "".join(random.Random(1).choices("acgt", k=400_000))
+    tokenizer = train_bpe([text], 400)
+    assert len(tokenizer.encode(text[:10_000])) < 6_000
+    assert tokenizer.decode(tokenizer.encode(text[:10_000])) == text[:10_000]
 
 
 def test_streaming_holds_incomplete_characters(every_kind: dict[str, FastTokenizer]) -> None:
