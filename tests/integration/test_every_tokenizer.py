@@ -100,28 +100,33 @@ def test_documents_are_separated_by_sep(inside: Any, tmp_path: Path) -> None:
     assert (ids == 3).sum() == len(rows) + len(files)  # each part begins with one
 
 
-def test_generation_stops_at_sep(tmp_path: Path) -> None:
-    """A model that has learnt that every text ends after one word stops there by itself."""
+def test_generation_stops_at_sep() -> None:
+    """A model that draws [SEP] and then letters without end says nothing: the text ends at [SEP]."""
     import torch
 
     from llmt.config.model import ModelConfig
+    from llmt.generation.decode import generate
     from llmt.generation.sampling import Sampling
-    from llmt.generation.text import stream_text
+    from llmt.generation.text import prompt_ids, stream_text
     from llmt.models.transformer import TransformerLM
     from llmt.tokenizers.wordpiece import train_wordpiece
 
     tokenizer = train_wordpiece(["sea " * 50], vocab_size=560)
-    torch.manual_seed(0)
+    last, sep, letter = tokenizer.encode("sea")[-1], tokenizer.eos_token_id, tokenizer.encode("x")[0]
     config = ModelConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
     model = TransformerLM(config, tokenizer.vocab_size, 64)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
         model.model.norm.weight.fill_(1.0)
-        model.model.embed_tokens.weight[:, 0] = 1.0
-        model.model.embed_tokens.weight[tokenizer.eos_token_id, 0] = 50.0
-    text = list(stream_text(model, tokenizer, "sea", Sampling(temperature=0), max_new_tokens=40, seed=0))
-    assert "".join(text) == ""
+        # One matrix for input and output and nothing between: the next token is the one most along this one.
+        for token, place in ((last, (1.0, 0.0)), (sep, (50.0, 50.0)), (letter, (0.0, 1000.0))):
+            model.model.embed_tokens.weight[token, :2] = torch.tensor(place)
+    greedy = Sampling(temperature=0)
+    start = torch.tensor([prompt_ids(tokenizer, "sea")])
+    drawn = [int(ids[0]) for ids in generate(model, start, greedy, max_new_tokens=3, stop_id=None, seed=0)]
+    assert drawn == [sep, letter, letter]
+    assert list(stream_text(model, tokenizer, "sea", greedy, max_new_tokens=3, seed=0)) == []
 
 
 def test_names_of_no_tokenizer(inside: Any, text_file: Path) -> None:
