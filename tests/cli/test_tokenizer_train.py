@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ALGORITHMS = {"bpe": (), "unigram": (), "wordpiece": (), "byte": (), "bert": ("--style", "bert")}
@@ -220,17 +221,22 @@ def test_stopped_by_ctrl_c(environment: Mapping[str, str], tmp_path: Path) -> No
     """An interrupt while training ends with 130 and leaves nothing behind, workers included."""
     draw = random.Random(1)
     letters = "abcdefghijklmnopqrstuvwxyz"
-    text = " ".join("".join(draw.choices(letters, k=draw.randint(3, 12))) for _ in range(400_000))
+    text = " ".join("".join(draw.choices(letters, k=draw.randint(3, 12))) for _ in range(1_200_000))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     process = subprocess.Popen(
         [sys.executable, "-m", "llmt", "tokenizer", "train", "text.txt", "--algo", "wordpiece", "--num-proc", "2"],
         cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    time.sleep(2.5)
+    workers: list[psutil.Process] = []
+    while not workers and process.poll() is None:
+        workers = psutil.Process(process.pid).children()
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
+    assert workers
+    assert not any(worker.is_running() for worker in workers)
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.rglob("*") if path.name.startswith((".", "token"))] in ([], ["tokenizers"])
 
