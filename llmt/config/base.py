@@ -48,22 +48,6 @@ def _list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _numbers(value: Any) -> Any:
-    value = _list(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = (value,)
-    return tuple(_number(item) for item in value) if isinstance(value, tuple) else value
-
-
-def _pairs(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
-    if not all(separator and key.strip() and item.strip() for key, separator, item in pairs):
-        raise ValueError(f"{value!r} is not NAME=COLUMN,NAME=COLUMN")
-    return {key.strip(): item.strip() for key, _, item in pairs}
-
-
 def _lines(value: Any) -> Any:
     if isinstance(value, str):
         return (value,)
@@ -90,12 +74,6 @@ Text = Annotated[str, BeforeValidator(_text)]
 
 TextList = Annotated[tuple[Text, ...], BeforeValidator(_list)]
 """A list of texts; on the command line and in the environment separated by commas."""
-
-NumberList = Annotated[tuple[Number, ...], BeforeValidator(_numbers)]
-"""A list of real numbers; on the command line and in the environment separated by commas."""
-
-TextMap = Annotated[dict[str, Text], BeforeValidator(_pairs)]
-"""Names and texts; on the command line and in the environment `NAME=TEXT,NAME=TEXT`."""
 
 TextLines = Annotated[tuple[Text, ...], BeforeValidator(_lines)]
 """A list of texts that may hold commas; one text stands for a list of one."""
