@@ -35,9 +35,11 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
     opened = open_with_tokenizer(model, settings.adapter, settings.device)
     loaded, directory = opened.model, opened.directory
     shards, source = _held_out(settings, directory, opened.tokenizer)
-    size = _context(settings.block_size, loaded.context_length, _trained_length(directory))
+    trained = _trained_on(directory)
+    size = _context(settings.block_size, loaded.context_length, None if trained is None else trained.block_size)
     blocks = count_blocks(shards, size)
-    batches = evaluation_batches(shards, size, settings.batch_size)
+    apart = trained is not None and trained.document_mask
+    batches = evaluation_batches(shards, size, settings.batch_size, document_mask=apart)
     whole = settings.max_batches is None or settings.max_batches * settings.batch_size >= blocks
     countable = whole and opened.tokenizer.is_lossless
     if settings.max_batches is not None:
@@ -115,9 +117,10 @@ def _run_config(directory: Path) -> Path | None:
     return next((p for p in (directory / "config.yaml", directory.parent / "config.yaml") if p.is_file()), None)
 
 
-def _trained_length(directory: Path) -> int | None:
+def _trained_on(directory: Path) -> DataConfig | None:
+    """The data settings of the run that the model came from, where it was trained here."""
     path = _run_config(directory)
-    return load_run(ConfigSource("run", path=path), environ={}).config.data.block_size if path is not None else None
+    return load_run(ConfigSource("run", path=path), environ={}).config.data if path is not None else None
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

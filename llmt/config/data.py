@@ -36,6 +36,10 @@ class DataConfig(Section):
     block_size: Count = Field(256, gt=1)
     """Length of a training sequence, in tokens."""
 
+    document_mask: Flag = False
+    """Attention stays inside each document of a block, and positions begin anew with it. Otherwise a block is read as
+    one text, with end-of-text ids in it."""
+
     cache_dir: Text | None = None
     """Where token shards are kept. None means the user's cache folder."""
 

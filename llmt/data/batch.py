@@ -1,6 +1,6 @@
 """runs of token ids -> batches. The one place where labels are shifted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,23 +20,26 @@ class Batch:
         input_ids: `(B, T)` int64.
         labels: `(B, T)` int64; `labels[b, t]` is the id that follows `input_ids[b, t]`, or -100.
         tokens: How many labels are not -100.
+        position_ids: `(B, T)` int64, the place of each input in its document: a 0 begins another one, and attention
+            does not cross it. None where a row is read as one text.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     tokens: int
+    position_ids: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; from page-locked memory without waiting for the copy."""
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.tokens,
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
         """The batch in page-locked memory."""
-        return Batch(self.input_ids.pin_memory(), self.labels.pin_memory(), self.tokens)
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        positions = None if self.position_ids is None else change(self.position_ids)
+        return Batch(change(self.input_ids), change(self.labels), self.tokens, positions)
 
 
 def make_batch(runs: Sequence[NDArray[Any]], block_size: int, padding_id: int) -> Batch:

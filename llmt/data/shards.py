@@ -171,4 +171,5 @@ def _map(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}", "delete the folder") from error
     if found != length * dtype.itemsize:
         raise ModelFileError(f"{path}: {found} bytes, not {length * dtype.itemsize}", "delete the folder")
-    return np.memmap(path, dtype=dtype, mode="r", shape=(length,))
+    # As a plain array: slices of a memmap object are several times slower to make.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(length,)))

@@ -74,7 +74,8 @@ def evaluate(
     nats, tokens = 0.0, 0
     try:
         for batch in batches:
-            loss = model.loss(batch.input_ids.to(model.device), batch.labels.to(model.device))
+            here = batch.to(model.device)
+            loss = model.loss(here.input_ids, here.labels, here.position_ids)
             nats += float(loss.nats)
             tokens += loss.tokens
             if progress is not None:

@@ -32,12 +32,16 @@ class BaseLanguageModel(nn.Module, ABC):
     context_length: int
 
     @abstractmethod
-    def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden_states(
+        self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
         """`(B, T)` token ids to `(B, T, D)` final hidden states.
 
         Args:
             input_ids: Token ids.
             cache: Earlier keys and values; the new ones are appended to it.
+            position_ids: `(B, T)`, the place of each input in its document: a 0 begins another one, which sees
+                nothing of those before it. None where a row is one text.
         """
 
     @abstractmethod
@@ -56,14 +60,19 @@ class BaseLanguageModel(nn.Module, ABC):
         """`(B, T)` token ids to `(B, T, V)` logits."""
         return F.linear(self.hidden_states(input_ids, cache), self.output_weight())
 
-    def loss(self, input_ids: Tensor, labels: Tensor) -> TokenLoss:
+    def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> TokenLoss:
         """Next-token loss of a batch whose labels are shifted already.
 
         Args:
             input_ids: `(B, T)` token ids.
             labels: `(B, T)` next tokens, -100 where nothing is predicted.
+            position_ids: See `hidden_states`.
         """
-        return token_loss(self.hidden_states(input_ids), self.output_weight(), labels)
+        if position_ids is None:
+            hidden = self.hidden_states(input_ids)
+        else:
+            hidden = self.hidden_states(input_ids, position_ids=position_ids)
+        return token_loss(hidden, self.output_weight(), labels)
 
     def weights(self) -> dict[str, Tensor]:
         """Every tensor to save, under the names of the transformers library."""

@@ -55,9 +55,13 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         name = self.inner.config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
         self.context_length = int(self.inner.config.to_dict().get(name) or 2048)
 
-    def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden_states(
+        self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
         """`(B, T)` token ids to `(B, T, D)` final hidden states."""
-        hidden: Tensor = self.inner.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden: Tensor = self.inner.base_model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
         return hidden
 
     def output_weight(self) -> Tensor:
@@ -70,9 +74,9 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         logits: Tensor = self.inner(input_ids=input_ids, use_cache=False).logits
         return logits
 
-    def loss(self, input_ids: Tensor, labels: Tensor) -> TokenLoss:
+    def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> TokenLoss:
         """Next-token loss from the model's own logits; the labels are shifted already."""
-        logits = self(input_ids)
+        logits = self.inner(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
         return TokenLoss(logits_loss(logits.flatten(0, 1), labels.flatten()), int((labels != IGNORED).sum()))
 
     def new_cache(self, batch_size: int, length: int) -> None:

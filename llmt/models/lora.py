@@ -48,9 +48,11 @@ class LoraModel(BaseLanguageModel):
         inner: BaseLanguageModel = self.peft.base_model.model
         return inner
 
-    def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden_states(
+        self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
         """`(B, T)` token ids to `(B, T, D)` final hidden states."""
-        return self.base.hidden_states(input_ids, cache)
+        return self.base.hidden_states(input_ids, cache, position_ids)
 
     def output_weight(self) -> Tensor:
         """The `(V, D)` output head of the base."""
@@ -60,9 +62,9 @@ class LoraModel(BaseLanguageModel):
         """`(B, T)` token ids to `(B, T, V)` logits."""
         return self.base(input_ids, cache)
 
-    def loss(self, input_ids: Tensor, labels: Tensor) -> TokenLoss:
+    def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> TokenLoss:
         """Next-token loss of a batch whose labels are shifted already."""
-        return self.base.loss(input_ids, labels)
+        return self.base.loss(input_ids, labels, position_ids)
 
     def new_cache(self, batch_size: int, length: int) -> KeyValueCache | None:
         """Room for `batch_size` sequences of `length` tokens."""

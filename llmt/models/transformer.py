@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llmt.config.model import ModelConfig
-from llmt.models.attention import causal_attention
+from llmt.errors import UsageError
+from llmt.models.attention import causal_attention, document_visibility
 from llmt.models.base import BaseLanguageModel
 from llmt.models.cache import KeyValueCache
 from llmt.models.llama import llama_config
@@ -22,7 +23,7 @@ from llmt.models.llama import llama_config
 TIED_SELF_LOGIT = 5.0
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of the positions, each `(T, E)`."""
+"""Cosines and sines of the positions, each `(T, E)`, or `(B, 1, T, E)` where rows differ."""
 
 
 class RMSNorm(nn.Module):
@@ -61,7 +62,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotation: Rotation, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, cache: KeyValueCache | None, visible: Tensor | None) -> Tensor:
         """`(B, T, D)` to `(B, T, D)`."""
         B, T, _ = x.shape
         query = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
@@ -70,7 +71,8 @@ class Attention(nn.Module):
         query, key = rotate(query, rotation), rotate(key, rotation)
         if cache is not None:
             key, value = cache.update(self.layer, key, value)  # (B, K, T_seen + T, E)
-        mixed = causal_attention(query, key, value, dropout=self.dropout if self.training else 0.0)  # (B, H, T, E)
+        dropout = self.dropout if self.training else 0.0
+        mixed = causal_attention(query, key, value, dropout=dropout, visible=visible)  # (B, H, T, E)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -99,9 +101,11 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = config.hidden_dropout
 
-    def forward(self, x: Tensor, rotation: Rotation, cache: KeyValueCache | None = None) -> Tensor:
-        """`(B, T, D)` to `(B, T, D)`."""
-        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotation, cache))
+    def forward(
+        self, x: Tensor, rotation: Rotation, cache: KeyValueCache | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """`(B, T, D)` to `(B, T, D)`; `visible` is `(B, 1, T, T)` where documents are kept apart."""
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotation, cache, visible))
         return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -164,16 +168,28 @@ class TransformerLM(BaseLanguageModel):
             if isinstance(block, Block):
                 block.self_attn.dropout, block.dropout = attention, hidden
 
-    def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """`(B, T)` token ids to `(B, T, D)` final hidden states."""
-        start = 0 if cache is None else cache.length
+    def hidden_states(
+        self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """`(B, T)` token ids to `(B, T, D)` final hidden states; each 0 of the `(B, T)` positions begins a document.
+
+        Raises:
+            UsageError: Both a cache and positions.
+        """
+        if cache is not None and position_ids is not None:
+            raise UsageError("position_ids: a cache goes on with one document", "leave one of the two out")
         x = self.model.embed_tokens(input_ids)  # (B, T, D)
-        rotation = self._rotation(start, start + input_ids.shape[1], x.dtype)
+        if position_ids is None:
+            start, visible = 0 if cache is None else cache.length, None
+            positions = torch.arange(start, start + input_ids.shape[1], device=self.device)
+        else:
+            positions, visible = position_ids[:, None], document_visibility(position_ids)
+        rotation = self._rotation(positions, x.dtype)
         for block in self.model.layers:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rotation, use_reentrant=False)
+                x = checkpoint(block, x, rotation, None, visible, use_reentrant=False)
             else:
-                x = block(x, rotation, cache)
+                x = block(x, rotation, cache, visible)
         if cache is not None:
             cache.advance(input_ids.shape[1])
         return self.model.norm(x)
@@ -192,12 +208,10 @@ class TransformerLM(BaseLanguageModel):
         """A Llama `config.json`."""
         return llama_config(self.settings, self.vocab_size, self.context_length)
 
-    def _rotation(self, start: int, end: int, dtype: torch.dtype) -> Rotation:
-        """Cosines and sines of positions `start` to `end`, each `(T, E)`, computed in fp32."""
+    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """Cosines and sines of `(..., T)` positions, each `(..., T, E)`, computed in fp32."""
         half = self.settings.head_dim // 2
         powers = torch.arange(half, dtype=torch.float32, device=self.device) / half
-        angles = torch.outer(
-            torch.arange(start, end, dtype=torch.float32, device=self.device), self.settings.rope_theta**-powers
-        )
+        angles = positions[..., None].to(torch.float32) * self.settings.rope_theta**-powers
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)

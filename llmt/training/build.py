@@ -17,6 +17,7 @@ from llmt.config.model import ModelConfig
 from llmt.config.run import TrainConfig
 from llmt.data.loader import BatchLoader, count_blocks, evaluation_batches
 from llmt.errors import DeviceError, MismatchError, ModelFileError
+from llmt.models.apart import keeps_documents_apart
 from llmt.models.base import BaseLanguageModel
 from llmt.models.llama import context_of, foreign_shape, is_llama, parse_llama_config
 from llmt.models.load import load_model, read_config
@@ -134,17 +135,27 @@ def build_trainer(prepared: Prepared, *, base: Path | None, overwrite: bool = Fa
     With `overwrite`, the run that stood there is removed once everything else has been made.
 
     Raises:
-        MismatchError: The checkpoint belongs to another run.
+        MismatchError: The checkpoint belongs to another run, or the model cannot keep documents apart.
         ModelFileError: The base or the checkpoint cannot be read.
     """
     config, plan, corpus = prepared.config, prepared.plan, prepared.corpus
     torch.set_num_threads(plan.threads)
     model, exact = _model(config, plan, corpus, base)
+    if config.data.document_mask and not keeps_documents_apart(model):
+        raise MismatchError(
+            "data.document_mask: this model reads across the documents of a block", "--no-document-mask"
+        )
     _compile(model, plan)
     optimizer = Optimizer(model, config.training, exact)
     data = corpus.data
     loader = BatchLoader(
-        data.train, config.data.block_size, plan.micro_batch, config.seed, plan.num_workers, plan.pin_memory
+        data.train,
+        config.data.block_size,
+        plan.micro_batch,
+        config.seed,
+        plan.num_workers,
+        plan.pin_memory,
+        document_mask=config.data.document_mask,
     )
     keeper = RunKeeper(prepared.directory, model, corpus.tokenizer, config, plan, base)
     schedule, limits = _schedule(config, plan), _limits(config, plan, loader)
@@ -285,7 +296,7 @@ def _validate(trainer: Trainer, prepared: Prepared) -> None:
     whole = limit is None or limit * batch >= count_blocks(shards, size)
 
     def batches() -> Any:
-        found = evaluation_batches(shards, size, batch)
+        found = evaluation_batches(shards, size, batch, document_mask=prepared.config.data.document_mask)
         return found if limit is None else (item for item, _ in zip(found, range(limit), strict=False))
 
     lossless = prepared.corpus.tokenizer.is_lossless  # bits for each byte mean nothing where bytes are dropped

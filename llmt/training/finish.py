@@ -52,7 +52,10 @@ def finish(trainer: Trainer, keeper: RunKeeper, prepared: Prepared, base: Path |
     evaluation = None
     shards = prepared.corpus.data.validation
     if shards is not None:
-        batches = evaluation_batches(shards, prepared.config.data.block_size, prepared.plan.micro_batch)
+        data = prepared.config.data
+        batches = evaluation_batches(
+            shards, data.block_size, prepared.plan.micro_batch, document_mask=data.document_mask
+        )
         text_bytes = shards.text_bytes if prepared.corpus.tokenizer.is_lossless else 0
         evaluation = evaluate(model, batches, text_bytes=text_bytes)
     keeper.publish(step, _summary(trainer, prepared, model, evaluation))

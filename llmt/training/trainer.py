@@ -168,10 +168,8 @@ class Trainer:
         nats = 0.0
         for number, batch in enumerate(window):
             torch.manual_seed(step_seed(self.seed, step, number))
-            loss = self.model.loss(
-                batch.input_ids.to(self.model.device, non_blocking=True),
-                batch.labels.to(self.model.device, non_blocking=True),
-            )
+            here = batch.to(self.model.device)
+            loss = self.model.loss(here.input_ids, here.labels, here.position_ids)
             (loss.nats / tokens).backward()
             self.optimizer.accumulate()
             nats += float(loss.nats.detach())

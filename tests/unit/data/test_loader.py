@@ -149,3 +149,58 @@ def test_batches_can_lie_in_page_locked_memory(tmp_path: Path) -> None:
     batch = next(BatchLoader(_shards(101), 10, 4, seed=0, pin_memory=True).batches())
     assert batch.input_ids.is_pinned()
     assert batch.labels.is_pinned()
+
+
+def _documents(lengths: list[int]) -> ShardSet:
+    """A stream of documents of these lengths, end-of-text ids (0) between them."""
+    rows = [
+        [0],
+        *([number * 100 + place for place in range(1, length)] + [0] for number, length in enumerate(lengths, 1)),
+    ]
+    ids = np.array([token for row in rows for token in row], dtype="<u4")
+    return ShardSet(ids, np.cumsum([1, *lengths]).astype("<u8"), 1, 10_000, 0)
+
+
+@pytest.mark.parametrize("block_size", [2, 3, 5, 8, 64])
+def test_positions_begin_anew_with_each_document(block_size: int) -> None:
+    """At each end-of-text input, at the start of a block, and where the padding begins: counted input by input."""
+    shards = _documents([4, 1, 2, 30, 1, 1, 9])
+    for batch in evaluation_batches(shards, block_size, 3, document_mask=True):
+        assert batch.position_ids is not None
+        for row, labels, positions in zip(batch.input_ids, batch.labels, batch.position_ids.tolist(), strict=True):
+            expected, place, padded = [], 0, False
+            for column, (token, label) in enumerate(zip(row.tolist(), labels.tolist(), strict=True)):
+                begins = label != IGNORED and token == 0
+                pads = label == IGNORED and not padded
+                place = 0 if column == 0 or begins or pads else place + 1
+                padded = padded or pads
+                expected.append(place)
+            assert positions == expected
+
+
+def test_without_borders_or_unasked_there_are_no_positions() -> None:
+    """A stream of one document is read as it always was, and so is one whose documents are not kept apart."""
+    one, several = _documents([30]), _documents([4, 20])
+    assert BatchLoader(one, 8, 2, seed=0, document_mask=True).batch_at(0).position_ids is None
+    assert BatchLoader(several, 8, 2, seed=0).batch_at(0).position_ids is None
+    assert BatchLoader(several, 8, 2, seed=0, document_mask=True).batch_at(0).position_ids is not None
+
+
+def test_the_stream_of_samples_is_one() -> None:
+    """The same 96 samples for 0, 1 and 4 workers, batches of 1, 2 and 8, one and two ranks, and five starts."""
+    shards, size = _documents([7, 40, 3, 90, 21, 60]), 4
+    reference = _rows(BatchLoader(shards, size, 1, seed=5, document_mask=True), 0, 96)
+    for workers in (0, 1, 4):
+        for batch_size in (1, 2, 8):
+            for ranks in (1, 2):
+                for start in (0, 16, 32, 48, 80):
+                    found: list[list[int]] = []
+                    loader = BatchLoader(shards, size, batch_size, 5, workers)
+                    streams = [loader.batches(start, rank=rank, world_size=ranks) for rank in range(ranks)]
+                    while len(found) < 96 - start:
+                        for stream in streams:
+                            batch = next(stream)
+                            found += torch.cat([batch.input_ids, batch.labels], dim=1).tolist()
+                    for stream in streams:
+                        stream.close()  # type: ignore[attr-defined]
+                    assert found == reference[start:]
