@@ -1,236 +1,107 @@
-"""findings -> what is said about the data of a run, and what stops it."""
+"""documents -> numbers about them, gathered while they pass."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import hashlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from llmt.config.data import DataConfig
-from llmt.data.findings import Finding
-from llmt.errors import DataError, LlmtError
+import numpy as np
+from numpy.typing import NDArray
 
-BUDGETS = {
-    "max_dropped": ("tokens are dropped", "dropped_documents"),
-    "max_truncated": ("tokens are truncated", "truncated_documents"),
-    "max_duplicates": ("documents repeat an earlier one", "duplicates"),
-    "max_unknown": ("tokens are unknown", ""),
-    "max_overlap": ("held-out documents stand in data.sources too", "overlap"),
-}
-"""Setting -> what it bounds, and the finding whose places are named."""
+from llmt.text.documents import Document
+
+_REPLACEMENT = "\ufffd"
 
 
-@dataclass(frozen=True)
-class TextAudit:
-    """What was read and stored, in numbers, whatever is packed of it. Sizes are bytes of UTF-8.
+@dataclass(frozen=True, slots=True)
+class DataAudit:
+    """What was read, in numbers. Sizes are bytes of UTF-8.
 
     Attributes:
-        documents: Texts that were read and held something, before any was left out or cut.
-        characters: Their characters.
+        documents: Texts that were read, before any was cut.
         text_bytes: Their size.
-        tokens: Ids to be predicted in both splits, end-of-text ids among them.
-        held_out_documents: Documents that are validated on; with fewer than 20 in a source, ends of documents.
-        held_out_bytes: Their size.
+        tokens: Ids that can be predicted, over both splits.
+        bytes_per_token: How much text a token holds on average.
+        duplicate_documents: Texts that had been read before, character for character.
         shortest_bytes: The shortest text.
         longest_bytes: The longest text.
-        largest_id: The largest id that occurs.
-        end_of_text: End-of-text ids; one begins each split, and one ends each document.
-        end_of_text_inside: Those that the text itself holds.
-        unknown_tokens: Ids of the unknown token.
-        duplicates: Documents whose text had been read before, left out or not.
-        deduplicated: How many of these were left out.
-        empty: Rows and files without text.
-        bad: Rows that could not be read and were passed over.
-        replaced: Characters U+FFFD: bytes that were not UTF-8, here or earlier.
-        spelled: Documents that spell a special token; it stays ordinary text.
-        overlap: Documents of `data.validation_sources` that `data.sources` holds as well.
-        overlap_left_out: How many documents were left out of training for that.
-        formats: Source -> what its rows are, and by which columns.
+        replacement_characters: U+FFFD in the texts: bytes that were not UTF-8, here or earlier.
+        held_out_share: Share of `text_bytes` that is held out.
+        held_out_seen: Texts of `data.validation_sources` that `data.sources` holds as well.
     """
 
     documents: int
-    characters: int
     text_bytes: int
     tokens: int
-    held_out_documents: int
-    held_out_bytes: int
+    bytes_per_token: float
+    duplicate_documents: int
     shortest_bytes: int
     longest_bytes: int
-    largest_id: int
-    end_of_text: int
-    end_of_text_inside: int
-    unknown_tokens: int
-    duplicates: Finding = field(default_factory=Finding)
-    deduplicated: int = 0
-    empty: Finding = field(default_factory=Finding)
-    bad: Finding = field(default_factory=Finding)
-    replaced: Finding = field(default_factory=Finding)
-    spelled: Finding = field(default_factory=Finding)
-    overlap: Finding = field(default_factory=Finding)
-    overlap_left_out: int = 0
-    formats: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def bytes_per_token(self) -> float:
-        """How much text a token holds on average, of what was stored."""
-        return self.text_bytes / max(self.tokens, 1)
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> "TextAudit":
-        """What `asdict` made of one.
-
-        Raises:
-            TypeError: It is something else.
-        """
-        findings = {key: Finding(**value) for key, value in values.items() if isinstance(value, dict) and key != "formats"}
-        return cls(**{**values, **findings})
-
-
-@dataclass(frozen=True)
-class PackingAudit:
-    """What becomes of the tokens in one epoch, both splits together.
-
-    Attributes:
-        sequences: Sequences to train on.
-        trained: Ids that are learnt, and in the held-out split measured.
-        masked: Ids that are read and not learnt: prompts, turns of users.
-        dropped: Ids left out with their document, or because nothing of their sequence is learnt.
-        truncated: Ids cut off the end of long documents.
-        capacity: Ids that all sequences could hold.
-        truncated_documents: Documents that were cut off.
-        dropped_documents: Documents that were left out.
-        all_masked: Parts of documents of which nothing is learnt.
-    """
-
-    sequences: int = 0
-    trained: int = 0
-    masked: int = 0
-    dropped: int = 0
-    truncated: int = 0
-    capacity: int = 0
-    truncated_documents: Finding = field(default_factory=Finding)
-    dropped_documents: Finding = field(default_factory=Finding)
-    all_masked: Finding = field(default_factory=Finding)
-
-    @property
-    def total(self) -> int:
-        """Every id is one of these."""
-        return self.trained + self.masked + self.dropped + self.truncated
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> "PackingAudit":
-        """What `asdict` made of one.
-
-        Raises:
-            TypeError: It is something else.
-        """
-        findings = {key: Finding(**value) for key, value in values.items() if isinstance(value, dict)}
-        return cls(**{**values, **findings})
-
-    def plus(self, other: "PackingAudit") -> "PackingAudit":
-        """Both together; the capacity is that of all sequences."""
-        sums: dict[str, Any] = {}
-        for key, value in self.__dict__.items():
-            more = getattr(other, key)
-            if isinstance(value, Finding):
-                joined = [*value.examples, *more.examples]
-                sums[key] = Finding(value.count + more.count, joined[:3])
-            else:
-                sums[key] = value + more
-        return PackingAudit(**sums)
-
-
-@dataclass(frozen=True)
-class DataAudit:
-    """Everything that is known about the data of a run before its first step."""
-
-    text: TextAudit
-    packing: PackingAudit
-
-    @property
-    def trained_share(self) -> float:
-        """Share of the tokens that is learnt or measured."""
-        return self.packing.trained / max(self.packing.total, 1)
-
-    def reconcile(self) -> None:
-        """Every token that came in is trained, masked, dropped or truncated.
-
-        Raises:
-            LlmtError: It is not: a bug, which must not train.
-        """
-        if self.packing.total != self.text.tokens:
-            raise LlmtError(
-                f"data: {self.text.tokens:,} tokens came in, and {self.packing.total:,} are trained, masked, dropped or "
-                "truncated",
-                "report it, with audit.json",
-            )
-
-    def check_budgets(self, config: DataConfig) -> None:
-        """Turn findings into errors where the configuration bounds them.
-
-        Raises:
-            DataError: A bound is passed; the first is named, with where.
-        """
-        for name, share in self.shares().items():
-            limit: float | None = config.model_dump()[name]
-            if limit is not None and share > limit:
-                what, place = BUDGETS[name]
-                where = self._finding(place).where() if place else ""
-                raise DataError(
-                    f"data.{name}: {100 * share:.4g} % of the {what}, more than {100 * limit:.4g} %{where}",
-                    f"look at them with llmt data audit, or allow it: --set data.{name}={share + 5e-5:.4f}",
-                )
-
-    def shares(self) -> dict[str, float]:
-        """What each budget bounds, as a share."""
-        text, packing = self.text, self.packing
-        tokens, documents = max(text.tokens, 1), max(text.documents, 1)
-        return {
-            "max_dropped": packing.dropped / tokens,
-            "max_truncated": packing.truncated / tokens,
-            "max_duplicates": text.duplicates.count / documents,
-            "max_unknown": text.unknown_tokens / tokens,
-            "max_overlap": text.overlap.count / max(text.held_out_documents, 1),
-        }
-
-    def values(self) -> dict[str, Any]:
-        """The content of `audit.json`."""
-        return {
-            **asdict(self.text),
-            **asdict(self.packing),
-            "bytes_per_token": self.text.bytes_per_token,
-            "trained_share": self.trained_share,
-        }
+    replacement_characters: int
+    held_out_share: float
+    held_out_seen: int
 
     def notes(self) -> Iterator[str]:
         """What somebody should know before training on it, one sentence each."""
-        text, packing = self.text, self.packing
-        for source, form in text.formats.items():
-            yield f"{source}: {form}"
-        if packing.masked:
-            yield f"{100 * self.trained_share:.1f} % of the tokens are learnt, {packing.masked:,} are only read"
-        yield from _counted(text.duplicates, f"of {text.documents:,} documents repeat an earlier one")
-        if text.deduplicated:
-            yield f"{text.deduplicated:,} repeated documents are left out"
-        yield from _counted(text.overlap, "documents are held out and stand in data.sources too")
-        if text.overlap_left_out:
-            yield f"{text.overlap_left_out:,} documents are left out of training, since they are held out"
-        yield from _counted(packing.truncated_documents, f"documents are cut off, {packing.truncated:,} tokens")
-        yield from _counted(packing.dropped_documents, f"documents are dropped, {packing.dropped:,} tokens")
-        yield from _counted(packing.all_masked, "parts of documents hold nothing that is learnt")
-        yield from _counted(text.bad, "rows could not be read and are passed over")
-        yield from _counted(text.empty, "rows or files hold no text and are passed over")
-        yield from _counted(text.replaced, "characters are U+FFFD: text was lost when it was decoded")
-        yield from _counted(text.spelled, "documents spell a special token, which stays ordinary text")
-        if text.unknown_tokens:
-            yield f"{text.unknown_tokens:,} tokens are unknown, {100 * text.unknown_tokens / text.tokens:.3g} %"
-        if text.end_of_text_inside:
-            yield f"{text.end_of_text_inside:,} end-of-text tokens stand inside documents"
-
-    def _finding(self, name: str) -> Finding:
-        found = {**self.text.__dict__, **self.packing.__dict__}[name]
-        assert isinstance(found, Finding)
-        return found
+        if self.duplicate_documents:
+            yield f"{self.duplicate_documents} of {self.documents} documents repeat an earlier one"
+        if self.replacement_characters:
+            yield f"{self.replacement_characters} characters are U+FFFD: text was lost when it was decoded"
+        if self.held_out_seen:
+            yield f"{self.held_out_seen} held-out documents are also trained on, so validation flatters"
 
 
-def _counted(finding: Finding, what: str) -> Iterator[str]:
-    if finding.count:
-        yield f"{finding.count:,} {what}{finding.where()}"
+class TextCounter:
+    """Counts documents on their way; keeps eight bytes of each."""
+
+    def __init__(self) -> None:
+        self.documents = self.text_bytes = self.shortest_bytes = self.longest_bytes = 0
+        self.replacement_characters = 0
+        self.digests = array("Q")
+
+    def watch(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """The same documents, counted."""
+        for document in documents:
+            self._count(document.text)
+            yield document
+
+    def distinct(self) -> NDArray[np.uint64]:
+        """The digests of all texts, each once, sorted."""
+        return np.unique(np.frombuffer(self.digests, dtype=np.uint64))
+
+    def _count(self, text: str) -> None:
+        encoded = text.encode()
+        size = len(encoded)
+        self.shortest_bytes = min(size, self.shortest_bytes) if self.documents else size
+        self.longest_bytes = max(size, self.longest_bytes)
+        self.documents += 1
+        self.text_bytes += size
+        self.replacement_characters += text.count(_REPLACEMENT)
+        self.digests.append(int.from_bytes(hashlib.sha256(encoded).digest()[:8], "big"))
+
+
+def audit(read: TextCounter, held_out: TextCounter, *, tokens: int, held_out_bytes: int) -> DataAudit:
+    """The numbers of a corpus that was read to its end.
+
+    Args:
+        read: What passed from `data.sources`.
+        held_out: What passed from `data.validation_sources`; nothing when a part of `read` is held out.
+        tokens: Ids that can be predicted, over both splits.
+        held_out_bytes: Size of the held-out texts.
+    """
+    counters = [counter for counter in (read, held_out) if counter.documents]
+    documents = sum(counter.documents for counter in counters)
+    text_bytes = sum(counter.text_bytes for counter in counters)
+    distinct, distinct_held_out = read.distinct(), held_out.distinct()
+    return DataAudit(
+        documents=documents,
+        text_bytes=text_bytes,
+        tokens=tokens,
+        bytes_per_token=text_bytes / max(tokens, 1),
+        duplicate_documents=documents - len(distinct) - len(distinct_held_out),
+        shortest_bytes=min((counter.shortest_bytes for counter in counters), default=0),
+        longest_bytes=max((counter.longest_bytes for counter in counters), default=0),
+        replacement_characters=sum(counter.replacement_characters for counter in counters),
+        held_out_share=held_out_bytes / max(text_bytes, 1),
+        held_out_seen=len(np.intersect1d(distinct, distinct_held_out, assume_unique=True)),
+    )
