@@ -20,6 +20,11 @@ from llmt.models.resize import check_size, resize_vocabulary
 from llmt.units import parse_size
 
 
+def where_given(position_ids: Tensor | None) -> dict[str, Tensor]:
+    """The positions as arguments of a call: a model that does not know them works where there are none."""
+    return {} if position_ids is None else {"position_ids": position_ids}
+
+
 class BaseLanguageModel(nn.Module, ABC):
     """A causal language model.
 
@@ -42,6 +47,9 @@ class BaseLanguageModel(nn.Module, ABC):
             cache: Earlier keys and values; the new ones are appended to it.
             position_ids: `(B, T)`, the place of each input in its document: a 0 begins another one, which sees
                 nothing of those before it. None where a row is one text.
+
+        Raises:
+            UsageError: Positions are given and cannot be followed.
         """
 
     @abstractmethod
@@ -56,9 +64,12 @@ class BaseLanguageModel(nn.Module, ABC):
     def model_config(self) -> dict[str, Any]:
         """What goes into `config.json`, in the names of the transformers library."""
 
-    def forward(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """`(B, T)` token ids to `(B, T, V)` logits."""
-        return F.linear(self.hidden_states(input_ids, cache), self.output_weight())
+    def forward(
+        self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """`(B, T)` token ids to `(B, T, V)` logits; the arguments are those of `hidden_states`."""
+        hidden = self.hidden_states(input_ids, cache, **where_given(position_ids))
+        return F.linear(hidden, self.output_weight())
 
     def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> TokenLoss:
         """Next-token loss of a batch whose labels are shifted already.
@@ -68,10 +79,7 @@ class BaseLanguageModel(nn.Module, ABC):
             labels: `(B, T)` next tokens, -100 where nothing is predicted.
             position_ids: See `hidden_states`.
         """
-        if position_ids is None:
-            hidden = self.hidden_states(input_ids)
-        else:
-            hidden = self.hidden_states(input_ids, position_ids=position_ids)
+        hidden = self.hidden_states(input_ids, None, **where_given(position_ids))
         return token_loss(hidden, self.output_weight(), labels)
 
     def weights(self) -> dict[str, Tensor]:

@@ -1,19 +1,24 @@
 """Any causal model of the transformers library, as a `BaseLanguageModel`: the door of transformers."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from llmt.errors import MissingPackageError, ModelFileError
-from llmt.models.base import BaseLanguageModel
+from llmt.errors import MissingPackageError, ModelFileError, UsageError
+from llmt.models.attention import document_visibility
+from llmt.models.base import BaseLanguageModel, where_given
 from llmt.models.cache import KeyValueCache
 from llmt.models.loss import IGNORED, TokenLoss, logits_loss
 
 FORBIDDEN_KEYS = ("auto_map", "trust_remote_code", "custom_generate", "_attn_implementation_internal")
 """Keys of a `config.json` that would make a loader run code from the model's own files."""
+
+MASK_WANTED = ("biogpt", "falcon", "opt", "xglm")
+"""Architectures that take positions, make no mask from them, and see all that stands before: they are given a mask."""
 
 
 @final
@@ -58,10 +63,12 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
     def hidden_states(
         self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
     ) -> Tensor:
-        """`(B, T)` token ids to `(B, T, D)` final hidden states."""
-        hidden: Tensor = self.inner.base_model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        """`(B, T)` token ids to `(B, T, D)` final hidden states.
+
+        Raises:
+            UsageError: The architecture takes no positions.
+        """
+        hidden: Tensor = self._read(self.inner.base_model, input_ids, position_ids).last_hidden_state
         return hidden
 
     def output_weight(self) -> Tensor:
@@ -69,14 +76,20 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         weight: Tensor = self.inner.get_output_embeddings().weight
         return weight
 
-    def forward(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """`(B, T)` token ids to `(B, T, V)` logits, with whatever the architecture does to them."""
-        logits: Tensor = self.inner(input_ids=input_ids, use_cache=False).logits
+    def forward(
+        self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """`(B, T)` token ids to `(B, T, V)` logits, with whatever the architecture does to them.
+
+        Raises:
+            UsageError: The architecture takes no positions.
+        """
+        logits: Tensor = self._read(self.inner, input_ids, position_ids).logits
         return logits
 
     def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> TokenLoss:
         """Next-token loss from the model's own logits; the labels are shifted already."""
-        logits = self.inner(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+        logits = self(input_ids, position_ids=position_ids)
         return TokenLoss(logits_loss(logits.flatten(0, 1), labels.flatten()), int((labels != IGNORED).sum()))
 
     def new_cache(self, batch_size: int, length: int) -> None:
@@ -95,3 +108,18 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         """Every tensor to save, under its own name; a tied head is left out."""
         tied = set(self.inner.all_tied_weights_keys) if self.inner.config.tie_word_embeddings else set()
         return {name: tensor for name, tensor in self.inner.state_dict().items() if name not in tied}
+
+    def _read(self, module: nn.Module, input_ids: Tensor, position_ids: Tensor | None) -> Any:
+        """What the whole model or its body says; positions that begin anew are its sign for another document."""
+        if position_ids is not None and "position_ids" not in inspect.signature(module.forward).parameters:
+            raise UsageError(
+                f"position_ids: {type(module).__name__} takes none, it reads a row as one text", "leave them out"
+            )
+        arguments = where_given(position_ids)
+        config = self.inner.config
+        # A Falcon with ALiBi counts its places in the mask, and a ready one has none to count.
+        if position_ids is not None and config.model_type in MASK_WANTED and not config.to_dict().get("alibi"):
+            visible, dtype = document_visibility(position_ids), self.output_weight().dtype
+            added = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+            arguments["attention_mask"] = added.masked_fill(~visible, torch.finfo(dtype).min)
+        return module(input_ids=input_ids, use_cache=False, **arguments)

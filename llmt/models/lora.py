@@ -13,7 +13,7 @@ from llmt.checkpoints.atomic import StagedDirectory
 from llmt.checkpoints.weights import load_tensors, save_tensors
 from llmt.config.training import LoraConfig
 from llmt.errors import ConfigError, MismatchError, MissingPackageError, ModelFileError
-from llmt.models.base import BaseLanguageModel
+from llmt.models.base import BaseLanguageModel, where_given
 from llmt.models.cache import KeyValueCache
 from llmt.models.loss import TokenLoss
 
@@ -52,19 +52,22 @@ class LoraModel(BaseLanguageModel):
         self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
     ) -> Tensor:
         """`(B, T)` token ids to `(B, T, D)` final hidden states."""
-        return self.base.hidden_states(input_ids, cache, position_ids)
+        return self.base.hidden_states(input_ids, cache, **where_given(position_ids))
 
     def output_weight(self) -> Tensor:
         """The `(V, D)` output head of the base."""
         return self.base.output_weight()
 
-    def forward(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
         """`(B, T)` token ids to `(B, T, V)` logits."""
-        return self.base(input_ids, cache)
+        logits: Tensor = self.base(input_ids, cache, **where_given(position_ids))
+        return logits
 
     def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> TokenLoss:
         """Next-token loss of a batch whose labels are shifted already."""
-        return self.base.loss(input_ids, labels, position_ids)
+        return self.base.loss(input_ids, labels, **where_given(position_ids))
 
     def new_cache(self, batch_size: int, length: int) -> KeyValueCache | None:
         """Room for `batch_size` sequences of `length` tokens."""

@@ -15,7 +15,7 @@ class StepReport:
     Attributes:
         step: Steps finished, this one included.
         epoch: Passes over the training text so far.
-        loss: Mean nats for each trained token of the step.
+        loss: Mean nats for each trained token of the step; 0 where none was trained.
         learning_rate: AdamW's rate in this step.
         grad_norm: Global norm before clipping.
         tokens: Trained tokens so far, over the whole run.

@@ -133,10 +133,10 @@ class Trainer:
                 begun = time.monotonic()
                 window = [next(batches) for _ in range(self.limits.accumulation)]
                 loss, norm, rate = self._step(window)
-                if watch is not None and rate >= WATCHED_RATE and not watch.after_step():
+                tokens = sum(batch.tokens for batch in window)
+                if watch is not None and tokens and rate >= WATCHED_RATE and not watch.after_step():
                     watch = None
                 now = time.monotonic()
-                tokens = sum(batch.tokens for batch in window)
                 self.state = self.state.advance(
                     step=self.state.step + 1,
                     tokens=self.state.tokens + tokens,
@@ -162,11 +162,17 @@ class Trainer:
         )
 
     def _step(self, window: list[Batch]) -> tuple[float, float, float]:
-        """One optimizer step over a window of batches: mean loss, gradient norm, learning rate."""
+        """One optimizer step over a window of batches: mean loss, gradient norm, learning rate.
+
+        A batch in which no token is trained is passed over. A window of nothing else moves no weight: without
+        gradients there is neither momentum nor decay. Its loss is 0, of 0 tokens.
+        """
         step = self.state.step
         tokens = sum(batch.tokens for batch in window)
         nats = 0.0
         for number, batch in enumerate(window):
+            if not batch.tokens:
+                continue
             torch.manual_seed(step_seed(self.seed, step, number))
             here = batch.to(self.model.device)
             loss = self.model.loss(here.input_ids, here.labels, here.position_ids)
@@ -182,7 +188,7 @@ class Trainer:
         self.optimizer.set_rate(factor)
         self.optimizer.step()
         peak = self.optimizer.groups[-1].peak
-        return nats / tokens, norm, peak * factor
+        return nats / max(tokens, 1), norm, peak * factor
 
     def _report(self, loss: float, norm: float, rate: float, speed: float, seconds: float) -> StepReport:
         """Validate and save where that is due, and say what the step did."""

@@ -1,5 +1,6 @@
 """Held-out loss against a slow reference."""
 
+import dataclasses
 import math
 from collections.abc import Iterable
 
@@ -61,6 +62,22 @@ def test_equals_the_slow_reference(model: TransformerLM, tokens: int) -> None:
     assert report.nats == pytest.approx(_slow(model, shards), rel=1e-6)
     assert report.loss == report.nats / (tokens - 1)
     assert report.perplexity == pytest.approx(math.exp(report.loss))
+
+
+@pytest.mark.parametrize("offsets", [(1, 40), (1, 9, 40), (1, 17, 18, 33, 40), (1, 5, 16, 17, 39, 40)], ids=str)
+def test_documents_are_measured_apart(model: TransformerLM, offsets: tuple[int, ...]) -> None:
+    """With a document mask the context of an id goes back to the end-of-text id before its document, no further."""
+    shards = dataclasses.replace(_shards(40), offsets=np.array(offsets, dtype="<u8"))
+    model.eval()
+    ids, nats = [int(i) for i in shards.tokens], 0.0
+    for place in range(1, 40):
+        # What is read to predict `place` ends at the one before; the first input of a document is the id before it.
+        start = max((place - 1) // BLOCK * BLOCK, *(first - 1 for first in offsets[:-1] if first <= place))
+        with torch.no_grad():
+            nats -= float(model(torch.tensor([ids[start:place]]))[0, -1].log_softmax(-1)[ids[place]])
+    report = evaluate(model, evaluation_batches(shards, BLOCK, 2, document_mask=True), text_bytes=0)
+    assert report.tokens == 39
+    assert report.nats == pytest.approx(nats, rel=1e-6)
 
 
 def test_batch_size_changes_nothing(model: TransformerLM) -> None:

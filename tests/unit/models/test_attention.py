@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmt.models.attention import blocked_attention, causal_attention
+from llmt.models.attention import blocked_attention, causal_attention, document_visibility
 from llmt.models.transformer import TransformerLM
 
 Make = Callable[..., TransformerLM]
@@ -37,6 +37,28 @@ def test_blocked_attention_is_attention(T: int, K: int, dtype: torch.dtype, tole
         assert theirs.grad is not None
         scale = float(theirs.grad.abs().max())
         assert float((mine.grad.float() - theirs.grad).abs().max()) <= tolerance * max(scale, 1.0)
+
+
+@pytest.mark.parametrize("lengths", [(300,), (127, 1, 172), (128, 128, 44), (1, 1, 298), (60, 200, 40)], ids=str)
+@pytest.mark.parametrize("K", [4, 2, 1])
+@pytest.mark.parametrize("blocked", [False, True])
+def test_documents_of_a_row_are_apart(lengths: tuple[int, ...], K: int, blocked: bool) -> None:
+    """With the mask of documents both ways give what each document has alone, forward and backward."""
+    ours, apart = _inputs(300, K, torch.float32), _inputs(300, K, torch.float32)
+    visible = document_visibility(torch.cat([torch.arange(length) for length in lengths]).expand(2, -1))
+    mixed = (blocked_attention if blocked else causal_attention)(*ours, visible=visible)
+    parts = zip(*(x.split(list(lengths), dim=2) for x in apart), strict=True)
+    expected = torch.cat(
+        [F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True) for part in parts], dim=2
+    )
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    (mixed * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert torch.allclose(mixed, expected, atol=2e-6)
+    for mine, theirs in zip(ours, apart, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert float((mine.grad - theirs.grad).abs().max()) <= 2e-6 * max(float(theirs.grad.abs().max()), 1.0)
 
 
 @pytest.mark.parametrize("T", [1, 3, 5])

@@ -172,6 +172,76 @@ def test_loss_is_the_mean_over_the_tokens() -> None:
     assert next(iter(trainer.run())).loss == pytest.approx(expected, rel=1e-6)
 
 
+class _Untrained(BatchLoader):
+    """Batches of 8 in which those that begin at certain samples have nothing to predict."""
+
+    def __init__(self, empty: set[int]) -> None:
+        super().__init__(_periodic(), 32, 8, 0)
+        self._empty = empty
+
+    def batch_at(self, start_sample: int) -> Batch:
+        batch = super().batch_at(start_sample)
+        if start_sample not in self._empty:
+            return batch
+        return Batch(batch.input_ids, torch.full_like(batch.labels, -100), 0)
+
+
+def _with_untrained(empty: set[int], **limits: Any) -> Trainer:
+    trainer = _trainer(_network(), _periodic(), **limits)
+    trainer.optimizer = Optimizer(trainer.model, TrainingConfig(optimizer="muon", weight_decay=0.1))
+    trainer.loader = _Untrained(empty)
+    return trainer
+
+
+def test_a_step_without_a_trained_token_moves_nothing() -> None:
+    """No momentum, no decay, no token counted, a loss of 0; first or later, and the run goes on."""
+    trainer = _with_untrained({0, 8, 32}, max_steps=6)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    tokens = []
+    for report in trainer.run():
+        now = [p.detach().clone() for p in trainer.model.parameters()]
+        same = [torch.equal(a, b) for a, b in zip(now, before, strict=True)]
+        if report.step in (1, 2, 5):
+            assert all(same)
+            assert (report.loss, report.grad_norm) == (0.0, 0.0)
+        else:
+            assert not all(same)
+            assert report.loss > 0.1
+        before = now
+        tokens.append(report.tokens)
+    full, short = 8 * 32, (700 - 1) % 32
+    assert tokens[:2] == [0, 0]
+    assert tokens[4] == tokens[3] > 0
+    assert tokens[-1] >= 3 * full - (32 - short)
+
+
+def test_a_batch_without_a_trained_token_adds_nothing() -> None:
+    """A step over such a batch and another has loss, norm and weights of a step over the other alone."""
+    both, one = _with_untrained({8}, max_steps=1, accumulation=2), _with_untrained(set(), max_steps=1)
+    first, second = next(iter(both.run())), next(iter(one.run()))
+    assert (first.loss, first.grad_norm, first.tokens) == (second.loss, second.grad_norm, second.tokens)
+    assert all(torch.equal(a, b) for a, b in zip(both.model.parameters(), one.model.parameters(), strict=True))
+
+
+def test_training_reads_documents_apart() -> None:
+    """With a document mask the loss of a step is that of the model under the positions of its batch."""
+    shards = dataclasses.replace(_periodic(), offsets=np.arange(1, 701, 11, dtype="<u8"))
+    losses = []
+    for apart in (True, False):
+        model = _network(3)
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+        trainer = _trainer(model, shards, max_steps=1)
+        trainer.loader = BatchLoader(shards, 32, 8, 0, document_mask=apart)
+        batch = trainer.loader.batch_at(0)
+        assert (batch.position_ids is not None) is apart
+        expected = model.loss(batch.input_ids, batch.labels, batch.position_ids).mean()
+        losses.append(next(iter(trainer.run())).loss)
+        assert losses[-1] == pytest.approx(expected, rel=1e-6)
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
 @pytest.mark.parametrize("limit", [0.0, 0.05, 1e6])
 def test_clipping(limit: float) -> None:
     """Gradients longer than the limit are scaled to it, shorter ones left alone; the norm reported is from before."""
