@@ -26,6 +26,7 @@ from llmt.errors import (
 
 COMMANDS = {
     "tokenizer": ("llmt.cli.tokenizer", "Train tokenizers and look into them."),
+    "data": ("llmt.cli.data", "Make token ids of text, look at them as they are trained, and audit them."),
     "train": ("llmt.cli.train", "Train a model: from scratch, from a base, or an adapter."),
     "eval": ("llmt.cli.evaluate", "Measure a model on text: loss, perplexity and bits per byte."),
     "generate": (

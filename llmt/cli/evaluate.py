@@ -17,7 +17,23 @@ from llmt.config.tasks import EvalSettings
 from llmt.errors import MismatchError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
-    from llmt.data.shards import ShardSet
+    from llmt.data.sequences import Sequences
+    from llmt.tokenizers.base import Tokenizer
+
+_AS_TRAINED = (
+    "format",
+    "text_column",
+    "columns",
+    "prompt_template",
+    "chat_template",
+    "train_on_prompt",
+    "split_on",
+    "packing",
+    "truncation",
+    "document_mask",
+    "encoding_errors",
+)
+"""How the text of the run was read and divided."""
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint, a model directory or an adapter.")]
 
@@ -29,18 +45,16 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
     Without --data, on the held-out part of the text that the model was trained on.
     """
     settings = load_task("eval", EvalSettings, flags=given).config
-    from llmt.data.loader import count_blocks, evaluation_batches
+    from llmt.data.loader import evaluation_batches
     from llmt.evaluation.perplexity import evaluate as measure
 
     opened = open_with_tokenizer(model, settings.adapter, settings.device)
     loaded, directory = opened.model, opened.directory
-    shards, source = _held_out(settings, directory, opened.tokenizer)
     trained = _trained_on(directory)
     size = _context(settings.block_size, loaded.context_length, None if trained is None else trained.block_size)
-    blocks = count_blocks(shards, size)
-    apart = trained is not None and trained.document_mask
-    batches = evaluation_batches(shards, size, settings.batch_size, document_mask=apart)
-    whole = settings.max_batches is None or settings.max_batches * settings.batch_size >= blocks
+    sequences, source = _held_out(settings, directory, opened.tokenizer, size)
+    batches = evaluation_batches(sequences, settings.batch_size)
+    whole = settings.max_batches is None or settings.max_batches * settings.batch_size >= sequences.count
     countable = whole and opened.tokenizer.is_lossless
     if settings.max_batches is not None:
         batches = (batch for batch, _ in zip(batches, range(settings.max_batches), strict=False))
@@ -48,8 +62,8 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
         report = measure(
             loaded,
             batches,
-            text_bytes=shards.text_bytes if countable else 0,
-            progress=lambda tokens: bar.update(tokens, shards.targets),
+            text_bytes=sequences.text_bytes if countable else 0,
+            progress=lambda tokens: bar.update(tokens, sequences.trained),
         )
     values = {**report.values(), "data": source, "block_size": size, "device": opened.device}
     if settings.output is not None:
@@ -81,35 +95,44 @@ def _context(asked: int | None, longest: int, trained: int | None) -> int:
     return asked or min(longest, trained or longest)
 
 
-def _held_out(settings: EvalSettings, directory: Path, tokenizer: Any) -> tuple["ShardSet", str]:
-    """The shards to measure on, and what they are called."""
+def _held_out(settings: EvalSettings, directory: Path, tokenizer: "Tokenizer", size: int) -> tuple["Sequences", str]:
+    """The sequences to measure on, read and divided as those of the run were, and what they are called."""
     from llmt.checkpoints.runs import read_finished
     from llmt.data.prepare import prepare_shards
+    from llmt.data.ready import ready_data
 
     if settings.data:
-        config = DataConfig(
-            sources=settings.data,
-            validation_split=0.0,
-            block_size=2,
-            encoding_errors=settings.encoding_errors,
-            text_column=settings.text_column,
-        )
-        return prepare_shards(config, tokenizer, cache_directory(None) / "shards").train, ", ".join(settings.data)
+        config = _data_to_measure(settings, _trained_on(directory) or DataConfig(), size)
+        cache = cache_directory(None)
+        prepared = prepare_shards(config, tokenizer, cache / "shards")
+        return ready_data(config, prepared, cache / "packed").train.parts[0], ", ".join(settings.data)
     path = _run_config(directory)
     if path is None:
         raise ModelFileError(
             f"{directory}: was not trained here, so it has no held-out text", "llmt eval MODEL --data FILE"
         )
     data = load_run(ConfigSource(directory.name, path=path), environ={}).config.data
-    prepared = prepare_shards(data, tokenizer, cache_directory(data.cache_dir) / "shards")
+    cache = cache_directory(data.cache_dir)
+    prepared = prepare_shards(data, tokenizer, cache / "shards")
     run = read_finished(path.parent)
     if run is not None and run.record.get("data_fingerprint") != prepared.fingerprint:
         raise MismatchError(
             f"{directory}: the text of its run changed since", "put it back as it was, or llmt eval MODEL --data FILE"
         )
-    if prepared.validation is None:
+    held_out = ready_data(data.model_copy(update={"block_size": size}), prepared, cache / "packed").validation
+    if held_out is None:
         raise ModelFileError(f"{directory}: its run held nothing out", "llmt eval MODEL --data FILE")
-    return prepared.validation, f"held-out part of {', '.join(data.sources)}"
+    return held_out, f"held-out part of {', '.join(data.sources)}"
+
+
+def _data_to_measure(settings: EvalSettings, trained: DataConfig, size: int) -> DataConfig:
+    """The settings of the run's data, for other text, all of which is measured."""
+    kept = trained.model_dump(include=set(_AS_TRAINED))
+    if settings.text_column is not None:
+        kept["text_column"] = settings.text_column
+    if settings.encoding_errors is not None:
+        kept["encoding_errors"] = settings.encoding_errors
+    return DataConfig(**kept, sources=settings.data, validation_split=0.0, block_size=size)
 
 
 def _run_config(directory: Path) -> Path | None:

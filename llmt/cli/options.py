@@ -71,12 +71,18 @@ def flag_name(path: str) -> str:
     return NAMES.get(path, path.rpartition(".")[2].replace("_", "-"))
 
 
-def with_settings(section: type[Section]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_settings(
+    section: type[Section], only: tuple[str, ...] = ("",)
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for every setting, and `--quiet`, `--json`, `--debug`.
 
     The command takes `out: Output` and `given: list[Given]`: the options that were typed, with their places.
+
+    Args:
+        section: The settings.
+        only: Those whose dotted names begin so.
     """
-    parameters, paths = _parameters(section)
+    parameters, paths = _parameters(section, only)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
@@ -104,11 +110,13 @@ def with_settings(section: type[Section]) -> Callable[[Callable[..., None]], Cal
     return decorate
 
 
-def _parameters(section: type[Section]) -> tuple[list[inspect.Parameter], Mapping[str, tuple[str, str]]]:
+def _parameters(
+    section: type[Section], only: tuple[str, ...]
+) -> tuple[list[inspect.Parameter], Mapping[str, tuple[str, str]]]:
     """The parameters to add, and for each its dotted key and its flag."""
     parameters: list[inspect.Parameter] = []
     paths: dict[str, tuple[str, str]] = {}
-    fields = {flag_name(field.path): field for field in walk_fields(section)}
+    fields = {flag_name(field.path): field for field in walk_fields(section) if field.path.startswith(only)}
     for flag, field in fields.items():
         name = "setting_" + flag.replace("-", "_")
         paths[name] = (field.path, f"--{flag}")
@@ -116,9 +124,9 @@ def _parameters(section: type[Section]) -> tuple[list[inspect.Parameter], Mappin
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_typed(flag, field))
         )
     if section is TrainConfig:
-        for alias in ALIASES:
+        for alias, meant in ALIASES.items():
             flag = alias.replace("_", "-")
-            if flag in fields:
+            if flag in fields or not meant.path.startswith(only):
                 continue
             name = "alias_" + alias
             paths[name] = (alias, f"--{flag}")

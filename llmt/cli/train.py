@@ -132,7 +132,7 @@ def _prepare(out: Output, asked: TrainConfig, directory: Path, base: Path | None
 def _show_plan(out: Output, prepared: "Prepared") -> None:
     """The plan with its reasons; the result itself under `--plan`."""
     data, plan = prepared.corpus.data, prepared.plan
-    audit = data.audit
+    audit = data.audit.text
     model = f"{format_count(prepared.work.parameters)} parameters, vocabulary {prepared.work.vocab_size:,}"
     if prepared.config.lora.enabled:
         model += f", adapter of rank {prepared.config.lora.r}"

@@ -48,6 +48,25 @@ def _list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _numbers(value: Any) -> Any:
+    value = _list(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = (value,)
+    if not isinstance(value, tuple):
+        return value
+    parts = [part for item in value for part in (item.split(",") if isinstance(item, str) else (item,))]
+    return tuple(_number(part) for part in parts)
+
+
+def _pairs(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    if not all(separator and key.strip() and item.strip() for key, separator, item in pairs):
+        raise ValueError(f"{value!r} is not NAME=COLUMN,NAME=COLUMN")
+    return {key.strip(): item.strip() for key, _, item in pairs}
+
+
 def _lines(value: Any) -> Any:
     if isinstance(value, str):
         return (value,)
@@ -74,6 +93,12 @@ Text = Annotated[str, BeforeValidator(_text)]
 
 TextList = Annotated[tuple[Text, ...], BeforeValidator(_list)]
 """A list of texts; on the command line and in the environment separated by commas."""
+
+NumberList = Annotated[tuple[Number, ...], BeforeValidator(_numbers)]
+"""A list of real numbers; on the command line and in the environment separated by commas."""
+
+TextMap = Annotated[dict[str, Text], BeforeValidator(_pairs)]
+"""Names and texts; on the command line and in the environment `NAME=TEXT,NAME=TEXT`."""
 
 TextLines = Annotated[tuple[Text, ...], BeforeValidator(_lines)]
 """A list of texts that may hold commas; one text stands for a list of one."""

@@ -1,44 +1,118 @@
 """Where the text comes from and how it is cut into batches."""
 
-from typing import Literal
+from typing import Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from llmt.config.base import Count, Flag, Number, Section, Text, TextList
+from llmt.config.base import Count, Flag, Number, NumberList, Section, Text, TextList, TextMap
 
 EncodingErrors = Literal["strict", "replace"]
+Packing = Literal["blocks", "best_fit", "none"]
+Truncation = Literal["split", "truncate", "drop", "error"]
+
+Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "question", "answer"]
+COLUMNS: tuple[str, ...] = get_args(Column)
+"""What `data.columns` may map; the column of plain text is `data.text_column`."""
 
 BUILTIN = "builtin"
 BUILTIN_INSTRUCTIONS = "builtin:instructions"
 
 
 class DataConfig(Section):
-    """The corpus, its held-out part, and the blocks that are trained on."""
+    """The corpus, its held-out part, and the sequences that are trained on."""
 
     sources: TextList = ()
-    """Files, folders or glob patterns: .txt and .md hold one document each, .jsonl one each line.
+    """Files, folders, glob patterns, `hf:NAME` for a data set of the hub, or `-` for standard input: .txt and .md
+    hold one document each; .jsonl, .json, .csv, .parquet and .arrow one in each row; each also as .gz and .zst.
     `builtin` is the documentation inside the running Python, `builtin:instructions` the questions made
     from it. Empty means `builtin`, or `builtin:instructions` for an adapter."""
 
+    mixture: NumberList = ()
+    """Weights of the sources, one for each: how often each is drawn from. Empty reads every document once in an
+    epoch."""
+
+    format: Literal["auto", "text", "instruction", "conversation"] = "auto"
+    """What a row is: plain text, a prompt with its completion, or a conversation. `auto` tells by its columns."""
+
     text_column: Text = "text"
-    """Field of a .jsonl row that holds the text."""
+    """Column or field of a row that holds plain text."""
+
+    columns: TextMap = Field({})
+    """Which columns hold the parts of a row, such as `prompt=question,completion=answer`. Parts: `messages`,
+    `prompt`, `completion`, `instruction`, `input`, `output`, `question`, `answer`."""
+
+    prompt_template: Text | None = None
+    """How a prompt is written, with columns in braces, such as `"Q: {question} A:"`. None takes the usual layout of
+    its format."""
+
+    chat_template: Text | None = None
+    """File with the Jinja template of conversations. None takes the tokenizer's, or ChatML where it has none."""
+
+    train_on_prompt: Flag = False
+    """Learn to predict prompts and the turns of users too, not only completions and the turns of the assistant."""
+
+    split_on: Text | None = None
+    """Text that separates the documents of a text file, such as `"\\n\\n"`. None makes each file one document."""
+
+    dataset_config: Text | None = None
+    """Configuration of a data set named `hf:NAME`."""
+
+    dataset_split: Text = "train"
+    """Split of a data set named `hf:NAME`."""
+
+    dataset_download: Flag = False
+    """Download a data set as a whole before it is read, so that it is there without a network afterwards."""
+
+    max_samples: Count | None = Field(None, gt=0)
+    """Read at most this many documents of all sources together. None reads all."""
+
+    skip_bad: Count = Field(0, ge=0)
+    """Pass over this many rows that cannot be read, and count them; one more stops the run."""
 
     encoding_errors: EncodingErrors = "strict"
     """What to do with bytes that are not UTF-8: stop and name the offset, or put U+FFFD there."""
 
-    validation_sources: TextList = ()
-    """Held-out text, read like `sources`. Empty means that a part of `sources` is held out."""
+    deduplicate: Flag = False
+    """Leave out documents whose text was read before, character for character."""
 
-    validation_split: Number = Field(0.05, ge=0, lt=1)
-    """Share of the documents that is held out. With fewer than 20 documents, the share of the text at the
-    end of each. 0 trains on everything and validates nothing."""
+    validation_sources: TextList = ()
+    """Held-out text, read like `sources`. A document of it that `sources` holds too is left out of training. Empty
+    means that a part of `sources` is held out."""
+
+    validation_split: Number | None = Field(None, ge=0, lt=1)
+    """Share of the documents that is held out. None holds out 5 % of them; of a source with fewer than 20
+    documents, where a share means the end of each, the last 10 %. 0 trains on everything and validates nothing."""
 
     block_size: Count = Field(256, gt=1)
     """Length of a training sequence, in tokens."""
 
-    document_mask: Flag = False
-    """Attention stays inside each document of a block, and positions begin anew with it. Otherwise a block is read as
-    one text, with end-of-text ids in it."""
+    packing: Literal["auto", "blocks", "best_fit", "none"] = "auto"
+    """How sequences are filled: `blocks` cuts the row of all documents, `best_fit` puts whole documents together,
+    `none` gives each document a sequence of its own. `auto` is `blocks` for text, `best_fit` where there are
+    prompts or conversations."""
+
+    truncation: Truncation = "split"
+    """What happens to a document that is longer than a sequence, where packing keeps documents whole: cut it into
+    several, keep its beginning, leave it out, or stop."""
+
+    document_mask: Flag | None = None
+    """Attention stays inside each document of a sequence, and positions begin anew with it. None does so where
+    documents are packed, not in blocks, which are then read as one text with end-of-text ids in it."""
+
+    max_dropped: Number | None = Field(None, ge=0, le=1)
+    """Stop where a larger share of the tokens is left out, truncated ones not counted."""
+
+    max_truncated: Number | None = Field(None, ge=0, le=1)
+    """Stop where a larger share of the tokens is cut off by `truncation: truncate`."""
+
+    max_duplicates: Number | None = Field(None, ge=0, le=1)
+    """Stop where a larger share of the documents repeats an earlier one."""
+
+    max_unknown: Number | None = Field(None, ge=0, le=1)
+    """Stop where a larger share of the tokens is the unknown token."""
+
+    max_overlap: Number | None = Field(None, ge=0, le=1)
+    """Stop where a larger share of the held-out documents stands in `sources` too."""
 
     cache_dir: Text | None = None
     """Where token shards are kept. None means the user's cache folder."""
@@ -52,3 +126,26 @@ class DataConfig(Section):
 
     pin_memory: Flag | None = None
     """Put batches into page-locked memory for faster copies to a GPU. None chooses by device."""
+
+    @model_validator(mode="after")
+    def _parts_are_known(self) -> Self:
+        unknown = [part for part in self.columns if part not in COLUMNS]
+        if unknown:
+            raise ValueError(f"columns: no part {unknown[0]!r}; there are {', '.join(COLUMNS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _formats_fit(self) -> Self:
+        if self.format == "text" and (self.columns or self.prompt_template):
+            raise ValueError("format text has no parts: leave columns and prompt_template out")
+        if self.format == "conversation" and self.prompt_template:
+            raise ValueError("format conversation has no prompt_template: name a chat_template")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        if self.mixture and len(self.mixture) != len(self.sources):
+            raise ValueError(f"mixture has {len(self.mixture)} weights for {len(self.sources)} sources")
+        if self.mixture and (min(self.mixture) < 0 or sum(self.mixture) == 0):
+            raise ValueError("mixture: weights are 0 or more, and not all 0")
+        return self

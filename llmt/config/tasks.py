@@ -85,11 +85,12 @@ class EvalSettings(Section):
     data: TextList = ()
     """Files, folders or glob patterns to measure on. Empty means the held-out part of the run's own data."""
 
-    text_column: Text = "text"
-    """Field of a .jsonl row that holds the text."""
+    text_column: Text | None = None
+    """Field or column of a row of `data` that holds the text. None takes that of the run."""
 
-    encoding_errors: EncodingErrors = "strict"
-    """What to do with bytes in `data` that are not UTF-8: stop and name the offset, or put U+FFFD there."""
+    encoding_errors: EncodingErrors | None = None
+    """What to do with bytes in `data` that are not UTF-8: stop and name the offset (`strict`), or put U+FFFD there
+    (`replace`). None does as the run did."""
 
     adapter: Text | None = None
     """Directory of an adapter to put on the model."""

@@ -1,50 +1,108 @@
-"""documents -> training and held-out documents."""
+"""documents of one source -> training and held-out documents."""
 
 import hashlib
-from collections.abc import Iterator
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 
+from llmt.errors import DataError
 from llmt.text.documents import Document
 
 FEW_DOCUMENTS = 20
 """With fewer documents than this the end of each one is held out, not some of them."""
 
+MANY_SHARE = 0.05
+FEW_SHARE = 0.1
+"""Shares that are held out where none is named: of many documents, and of the end of few."""
 
-def hold_out(documents: Iterator[Document], share: float) -> Iterator[tuple[Document, bool]]:
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What has to be known of a source before its first document can be placed.
+
+    Attributes:
+        characters: The length of each document, of at most 20.
+    """
+
+    characters: tuple[int, ...]
+
+    @property
+    def is_few(self) -> bool:
+        """The source has fewer than 20 documents."""
+        return len(self.characters) < FEW_DOCUMENTS
+
+
+def survey(documents: Iterable[Document]) -> Survey:
+    """Count the documents of a source, at most 20 of them, and their characters; holds one at a time."""
+    lengths: list[int] = []
+    length = 0
+    for document in documents:
+        length += len(document.text)
+        if not document.more:
+            lengths.append(length)
+            length = 0
+        if len(lengths) == FEW_DOCUMENTS:
+            break
+    return Survey(tuple(lengths))
+
+
+def hold_out(
+    documents: Iterable[Document], share: float | None, found: Survey | None = None
+) -> Iterator[tuple[Document, bool]]:
     """Each document, or part of one, with whether it is held out.
 
-    Whole documents are chosen by the SHA-256 of their text, so that equal texts fall on the same side and
-    neither order nor neighbours matter. If chance holds out none, the one with the lowest hash is. With
-    fewer than 20 documents the end of each is held out, cut at the nearest line within a tenth of the text,
-    or else between two characters.
+    Whole documents are chosen by the SHA-256 of their text (of a long one, of its first part), so that equal texts
+    fall on the same side and neither order nor neighbours matter. If chance holds out none, the one with the lowest
+    hash is. With fewer than 20 documents the end of each is held out, cut at the nearest line within a tenth of the
+    text, or else between two characters; prompts and conversations, which cannot be cut, are held out whole, the
+    last ones.
 
-    Memory: at most 20 documents.
+    Memory: with a survey, one document; without one, the first twenty.
 
     Args:
-        documents: The corpus.
-        share: From 0 (nothing is held out) to less than 1.
+        documents: All documents of one source.
+        share: From 0 (nothing is held out) to less than 1; None is 5 % of many documents, 10 % of few.
+        found: What `survey` found; None finds out here.
     """
     if share == 0:
         return ((document, False) for document in documents)
-    head = list(islice(documents, FEW_DOCUMENTS))
-    if len(head) < FEW_DOCUMENTS:
-        return chain.from_iterable(_cut(document, share) for document in head)
-    return _choose(chain(head, documents), share)
+    if found is None:
+        rest = iter(documents)
+        head: list[Document] = []
+        for document in rest:
+            head.append(document)
+            if sum(not part.more for part in head) == FEW_DOCUMENTS:
+                break
+        found, documents = survey(head), chain(head, rest)
+    if found.is_few:
+        return _cut_each(documents, FEW_SHARE if share is None else share, found.characters)
+    return _choose(documents, MANY_SHARE if share is None else share)
 
 
-def describe_split(share: float, documents: int) -> str:
-    """What `hold_out` does with so many documents, in one sentence."""
+def describe_split(share: float | None, *, few: bool) -> str:
+    """What `hold_out` does with a source of few or of many documents, in a phrase."""
     if share == 0:
         return "nothing is held out, so nothing is validated"
-    if documents < FEW_DOCUMENTS:
-        return f"the last {100 * share:.3g} % of each text is held out (fewer than {FEW_DOCUMENTS} documents)"
-    return f"{100 * share:.3g} % of the documents are held out, chosen by the hash of their text"
+    if few:
+        shown = FEW_SHARE if share is None else share
+        return f"the last {100 * shown:.3g} % of each text is held out (fewer than {FEW_DOCUMENTS} documents)"
+    shown = MANY_SHARE if share is None else share
+    return f"{100 * shown:.3g} % of the documents are held out, chosen by the hash of their text"
 
 
-def _choose(documents: Iterator[Document], share: float) -> Iterator[tuple[Document, bool]]:
+def _choose(documents: Iterable[Document], share: float) -> Iterator[tuple[Document, bool]]:
     lowest: list[Document] = []  # equal documents that are held back until another one is held out
     bar = 1.0
+    inside: bool | None = None  # where the document goes whose parts are passing
     for document in documents:
+        if inside is not None or document.more:
+            inside = _place(document.text) < share if inside is None else inside
+            if inside:
+                yield from ((kept, False) for kept in lowest)
+                lowest, bar = [], 0.0
+            yield document, inside
+            inside = inside if document.more else None
+            continue
         place = _place(document.text)
         if place < share:
             yield from ((kept, False) for kept in lowest)
@@ -69,15 +127,53 @@ def _place(text: str) -> float:
     return (number % 20 + number // 20 * 20 / 2**64) / 20
 
 
+def _cut_each(
+    documents: Iterable[Document], share: float, characters: tuple[int, ...]
+) -> Iterator[tuple[Document, bool]]:
+    """The end of each text; of prompts and conversations the last documents."""
+    kept = len(characters) - max(round(len(characters) * share), 1)
+    number = done = 0
+    cut = False  # the document whose parts are passing was cut already
+    for document in documents:
+        if number == len(characters):
+            raise DataError(
+                f"{document.source}: the source changed while it was read", "start again when it is complete"
+            )
+        length = characters[number]
+        if document.prompt is not None or document.messages:
+            yield document, number >= kept > 0
+        elif not document.more and not done:
+            yield from _cut(document, share)
+        elif cut or done + len(document.text) < length * (1 - share):
+            yield document, cut
+        else:
+            yield from _cut_at(
+                document, min(round(length * (1 - share)) - done, len(document.text) - 1), begun=done > 0
+            )
+            cut = True
+        done += len(document.text)
+        if not document.more:
+            number, done, cut = number + 1, 0, False
+
+
 def _cut(document: Document, share: float) -> Iterator[tuple[Document, bool]]:
-    text = document.text
+    end = len(document.text.rstrip())
+    return _cut_at(document, min(max(round(end * (1 - share)), 1), end - 1))
+
+
+def _cut_at(document: Document, target: int, *, begun: bool = False) -> Iterator[tuple[Document, bool]]:
+    """Both sides of the line end that is nearest to `target`; `begun` says that parts of the text came before."""
+    place = _line_near(document.text, target) if target > 0 else 0
+    if place > 0 or begun:  # the side before ends here, though nothing of it may be left
+        yield replace(document, text=document.text[:place], more=False), False
+        yield replace(document, text=document.text[place:]), True
+    else:
+        yield document, False
+
+
+def _line_near(text: str, target: int) -> int:
+    """The beginning of a line within a tenth of the text, or else `target` itself."""
     end = len(text.rstrip())
-    target = min(max(round(end * (1 - share)), 1), end - 1)
     before, after = text.rfind("\n", 0, target) + 1, text.find("\n", target - 1, end) + 1
     lines = [line for line in (before, after) if 0 < line < end and abs(line - target) * 10 <= end]
-    place = min(lines, key=lambda line: abs(line - target), default=target)
-    if place <= 0:
-        yield document, False
-        return
-    yield Document(text[:place], document.source), False
-    yield Document(text[place:], document.source), True
+    return min(lines, key=lambda line: abs(line - target), default=target)

@@ -1,4 +1,4 @@
-"""one document in pieces -> blocks of about four million characters, cut where no word is cut."""
+"""pieces of text -> the documents between separators, and blocks of about four million characters."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -67,6 +67,62 @@ def cut_blocks(pieces: Iterable[str], *, size: int = BLOCK_CHARACTERS, uncut: in
         ready = []
     if ready or n_rest:
         yield "".join((*ready, *rest))
+
+
+def split_pieces(pieces: Iterable[str], separator: str) -> Iterator[tuple[int, Iterator[str]]]:
+    """What stands between the separators, as `str.split` divides it, each with the number of its first line.
+
+    A part comes in pieces, and is read before the next part is asked for; what was not taken of it is passed over.
+    About one piece is held. Lines end at LF.
+
+    Args:
+        pieces: The text, in order. How it is divided into pieces is of no importance.
+        separator: Not empty.
+    """
+    parts = _Parts(iter(pieces), separator)
+    while not parts.finished:
+        line, part = parts.line, parts.read()
+        yield line, part
+        for _ in part:
+            pass
+
+
+class _Parts:
+    def __init__(self, pieces: Iterator[str], separator: str) -> None:
+        self._pieces = pieces
+        self._separator = separator
+        self._text = ""
+        self._place = 0  # what is before it was given away
+        self.line = 1
+        self.finished = False
+
+    def read(self) -> Iterator[str]:
+        """Up to the next separator, or to the end."""
+        while True:
+            end = self._text.find(self._separator, self._place)
+            if end >= 0:
+                yield from self._take(end)
+                self._take_separator()
+                return
+            # The last characters may begin a separator that the next piece ends.
+            yield from self._take(max(len(self._text) - len(self._separator) + 1, self._place))
+            piece = next(self._pieces, None)
+            if piece is None:
+                self.finished = True
+                yield from self._take(len(self._text))
+                return
+            self._text, self._place = self._text[self._place :] + piece, 0
+
+    def _take(self, end: int) -> Iterator[str]:
+        taken = self._text[self._place : end]
+        self.line += taken.count("\n")
+        self._place = end
+        if taken:
+            yield taken
+
+    def _take_separator(self) -> None:
+        self.line += self._separator.count("\n")
+        self._place += len(self._separator)
 
 
 def _small(pieces: Iterable[str], most: int) -> Iterator[str]:

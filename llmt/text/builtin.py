@@ -18,6 +18,7 @@ from pathlib import Path
 
 from llmt.errors import DataError
 from llmt.text.documents import Document
+from llmt.text.prompts import ANSWER, QUESTION_PROMPT
 
 _TEST_FOLDERS = {"test", "tests", "idle_test", "__pycache__"}
 # Some distributions leave these out, and the corpus should depend on Python's version alone.
@@ -42,7 +43,12 @@ class Instruction:
     @property
     def text(self) -> str:
         """Question and answer as one document."""
-        return f"Question: {self.prompt}\nAnswer: {self.answer}"
+        return self.question + ANSWER.format(answer=self.answer)
+
+    @property
+    def question(self) -> str:
+        """The prompt as it stands in the document."""
+        return QUESTION_PROMPT.format(question=self.prompt)
 
 
 def stdlib_folder() -> Path:
@@ -113,7 +119,7 @@ def builtin_instructions(stdlib: Path | None = None) -> Iterator[Document]:
     Raises:
         DataError: Python comes without its source.
     """
-    return (Document(item.text, item.source) for item in instructions(stdlib))
+    return (Document(item.text, item.source, prompt=len(item.question)) for item in instructions(stdlib))
 
 
 def builtin_fingerprint(stdlib: Path | None = None) -> str:

@@ -1,6 +1,16 @@
 """The unit of text: one document."""
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(NamedTuple):
+    """One turn of a conversation: whose it is, and what was said."""
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -8,10 +18,17 @@ class Document:
     """A text that stands for itself: the model sees its end.
 
     Attributes:
-        text: The text, without a byte order mark, otherwise as it was read.
-        source: Where it came from: `file`, `file:line`, `-`, `hf:name: row number` or
+        text: The text, without a byte order mark, otherwise as it was read. Of a prompt and its completion both
+            in a row; of a conversation what was said, one turn a line.
+        source: Where it came from: `file`, `file:line`, `file: row number`, `-`, `hf:name: row number` or
             `builtin:kind/name`.
+        prompt: How many characters of `text` are the prompt; None where it has none.
+        messages: The turns of a conversation; empty for everything else.
+        more: The text goes on in the next document: a long one comes in parts that are cut where no word is.
     """
 
     text: str
     source: str
+    prompt: int | None = None
+    messages: tuple[Message, ...] = ()
+    more: bool = False

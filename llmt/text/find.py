@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from glob import glob, has_magic
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -17,9 +18,11 @@ from llmt.text.compressed import PACKED_SUFFIXES, suffixes, unreadable
 STDIN = "-"
 PREFIX = "hf:"
 TEXT_SUFFIXES = (".txt", ".md", ".text")
-ROW_SUFFIXES = (".jsonl",)
-SUPPORTED = "this version reads .txt, .md and .jsonl"
-_TABLES = {".parquet", ".arrow", ".feather", ".csv", ".tsv", ".json", ".xlsx", ".sqlite", ".db"}
+FIELD_SUFFIXES = (".jsonl", ".ndjson", ".json")
+COLUMN_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".feather")
+ROW_SUFFIXES = FIELD_SUFFIXES + COLUMN_SUFFIXES
+SUPPORTED = "this version reads .txt, .md, .jsonl, .json, .csv, .tsv, .parquet and .arrow"
+_TABLES = {".xlsx", ".xls", ".ods", ".sqlite", ".db", ".orc", ".avro"}
 _ARCHIVES = {".bz2", ".xz", ".zip", ".tar", ".tgz", ".tzst", ".7z", ".rar", *PACKED_SUFFIXES}
 _PAGES = {".pdf", ".doc", ".docx", ".odt", ".epub", ".png", ".jpg", ".jpeg"}
 _WEIGHTS = {".npy", ".npz", ".bin", ".pt", ".pth", ".pkl", ".safetensors", ".gguf"}
@@ -27,6 +30,8 @@ _WEIGHTS = {".npy", ".npz", ".bin", ".pt", ".pth", ".pkl", ".safetensors", ".ggu
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 _HUB_NAME_CHARACTERS = 200
 _SAVED = ({"state.json", "dataset_info.json"}, {"dataset_dict.json"})  # what stands beside the rows, or their folders
+
+_PART = re.compile(r"(train|test|dev|eval|valid|validation)(?![a-z])", re.IGNORECASE)
 
 Kind = Literal["builtin", "text", "rows", "stdin", "data set"]
 
@@ -54,17 +59,25 @@ def find_sources(sources: Sequence[str]) -> list[Source]:
     What exists as a file or folder is that, whatever its name looks like.
 
     Raises:
-        DataError: A name that stands for nothing that can be read, or standard input named twice.
+        DataError: A name that stands for nothing that can be read.
+        StorageError: A folder that may not be searched.
+    """
+    return list(chain.from_iterable(find_each(sources)))
+
+
+def find_each(sources: Sequence[str]) -> list[list[Source]]:
+    """As `find_sources`, with what is behind each name for itself.
+
+    Raises:
+        DataError: A name that stands for nothing that can be read.
         StorageError: A folder that may not be searched.
     """
     if not sources:
         raise DataError("data.sources: no text is named", "--set data.sources=builtin")
-    if list(sources).count(STDIN) > 1:
-        raise DataError(f"{STDIN}: standard input can be read only once", f"name {STDIN} once")
-    found: list[Source] = []
+    found: list[list[Source]] = []
     for name in sources:
         try:
-            found += _find(name)
+            found.append(_find(name))
         except OSError as error:
             raise unreadable(Path(error.filename or name), error) from error
     return found
@@ -135,18 +148,34 @@ def _find_data_set(origin: str) -> Source:
 def _find_in_folder(folder: Path, origin: str) -> list[Source]:
     if is_saved_data_set(folder):
         return [Source(str(folder), "data set", True, origin)]
-    files: list[Path] = []
+    files: list[str] = []  # a million names are less than a million paths
+    is_other = False
     for root, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(root) / name for name in names if not name.startswith(".")]
-    known = [path for path in files if suffixes(path)[0] in TEXT_SUFFIXES + ROW_SUFFIXES and path.is_file()]
-    if not known:
-        hint = "name another folder, or the files"
-        if any(path.suffix.lower() in _TABLES for path in files):
-            hint = f"name the tables in it as a data set: {PREFIX}{folder}"
+        for name in names:
+            is_known = suffixes(Path(name))[0] in TEXT_SUFFIXES + ROW_SUFFIXES and not name.startswith(".")
+            if is_known and os.path.isfile(path := os.path.join(root, name)):
+                files.append(path)
+            is_other = is_other or Path(name).suffix.lower() in _TABLES
+    if not files:
+        hint = "save its tables as .csv or .parquet" if is_other else "name another folder, or the files"
         raise DataError(f"{folder}: no text in this folder; {SUPPORTED}, also as .gz and .zst", hint)
-    known.sort(key=lambda path: path.relative_to(folder).parts)
-    return [Source(str(path), _kind(path), False, origin) for path in known]
+    files.sort(key=lambda path: path.replace(os.sep, "\0"))  # folder by folder
+    _require_one_part(folder, files)
+    return [Source(path, _kind(Path(path)), False, origin) for path in files]
+
+
+def _require_one_part(folder: Path, files: Sequence[str]) -> None:
+    """Refuse to train on the text that a data set keeps apart for tests, only because it is in the same folder."""
+    parts: dict[str, str] = {}
+    for path in files:
+        if match := _PART.match(os.path.basename(path)):
+            parts.setdefault("train" if match[1].lower() == "train" else "test", path)
+    if len(parts) == 2:
+        raise DataError(
+            f"{folder}: {parts['train']} and {parts['test']} are parts that a data set keeps apart",
+            f"name the files, or hf:{folder} for one part of a data set",
+        )
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -171,7 +200,9 @@ def _kind(path: Path) -> Kind:
     if suffix in PACKED_SUFFIXES:
         raise DataError(f"{path}: packed twice, {suffix} inside {packing}", "unpack it once")
     if suffix in _TABLES | _ARCHIVES | _PAGES | _WEIGHTS:
-        hint = "convert it to .jsonl with one text on each line"
+        hint = "convert it to .txt or .jsonl"
+        if suffix in _TABLES:
+            hint = "save its tables as .csv or .parquet"
         if suffix in _ARCHIVES:
             hint = "unpack it and name the folder, or pack each text as .gz or .zst"
         raise DataError(f"{path}: {SUPPORTED}, not {suffix}{packing}", hint)

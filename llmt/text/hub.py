@@ -1,7 +1,7 @@
-"""the name of a data set -> its rows as documents. The door of datasets.
+"""the name of a data set -> its rows. The door of datasets.
 
-Rows are streamed: what is read is held, not what is there. Code that lies beside a data set is never run;
-`datasets` has no way to run it since its version 4.
+Rows are streamed, unless a download was asked for: what is read is held, not what is there. Code that lies beside a
+data set is never run; `datasets` has no way to run it since its version 4.
 """
 
 import hashlib
@@ -14,25 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from llmt.errors import DataError, HubError, LlmtError, MissingPackageError, StorageError
-from llmt.text.columns import no_column, require_text
-from llmt.text.documents import Document
 from llmt.text.find import PREFIX, is_saved_data_set
 from llmt.text.reading import Reading
+from llmt.text.rows import Choose, Row
 
 BATCH_ROWS = 64
 _LOUD = ("datasets", "huggingface_hub", "fsspec")
 _READ_BYTES = 1 << 20
 
 
-def read_data_set(name: str, reading: Reading) -> Iterator[Document]:
-    """One document for each row with text in it, in the order of the data set.
+def read_data_set_rows(name: str, reading: Reading, choose: Choose | None = None) -> Iterator[Row]:
+    """Its rows, in the order of the data set.
 
     Args:
         name: A name on the hub, a folder of tables, or a folder that `save_to_disk` wrote.
-        reading: The configuration, the split and the column.
+        reading: The configuration and the split.
+        choose: Which columns are read; None reads all.
 
     Raises:
-        DataError: No such configuration, split or column; a value that is no text; a damaged file.
+        DataError: No such configuration or split; a damaged file; what `choose` raises.
         HubError: The hub does not have it or cannot be reached.
         StorageError: A file cannot be read.
         MissingPackageError: datasets is not installed, or a package that this data set needs.
@@ -40,23 +40,21 @@ def read_data_set(name: str, reading: Reading) -> Iterator[Document]:
     with _plain_errors(name, reading), _quiet():
         rows = _open(name, reading)
         known = rows.column_names  # None where nothing but reading tells
-        if known is not None and reading.text_column not in known:
-            raise no_column(_label(name), "column", reading.text_column, known)
-        batches = _batches(rows if known is None else rows.select_columns([reading.text_column]))
+        if known is not None and choose is not None:
+            rows = rows.select_columns(list(choose(known)))
+        batches = _batches(rows)
     number = 0
     while True:
         with _plain_errors(name, reading), _quiet():
             batch = next(batches, None)
         if batch is None:
             return
-        if reading.text_column not in batch:
-            raise no_column(_label(name), "column", reading.text_column, batch)
-        for value in batch[reading.text_column]:
+        if known is None and choose is not None:
+            known = list(batch)
+            choose(known)
+        for values in zip(*batch.values(), strict=True):
             number += 1
-            place = f"{_label(name)}: row {number}"
-            text = require_text(value, f"{place}: column {reading.text_column!r}")
-            if text.strip():
-                yield Document(text, place)
+            yield Row(f"{_label(name)}: row {number}", dict(zip(batch, values, strict=True)), kind="column")
 
 
 def fingerprint_data_set(name: str, reading: Reading) -> str:
@@ -96,7 +94,7 @@ def _open(name: str, reading: Reading) -> Any:
     if not folder.is_dir():
         if _names_a_format(name):
             raise DataError(f"{_label(name)}: a file format, not a data set", f"write {PREFIX}OWNER/{name}")
-        return load_dataset(name, reading.config, split=reading.split, streaming=True)
+        return load_dataset(name, reading.config, split=reading.split, streaming=not reading.download)
     if not is_saved_data_set(folder):
         # As an absolute path, for a folder named `json` would be taken for the format.
         return load_dataset(str(folder.absolute()), reading.config, split=reading.split, streaming=True)

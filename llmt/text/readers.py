@@ -1,4 +1,4 @@
-"""bytes of one file -> documents, with the place of every problem."""
+"""bytes of one file -> text and rows, with the place of every problem."""
 
 import codecs
 import json
@@ -9,10 +9,9 @@ from typing import BinaryIO
 
 from llmt.config.data import EncodingErrors
 from llmt.errors import DataError
-from llmt.text.columns import no_column, require_text
 from llmt.text.compressed import open_unpacked, packing_of
-from llmt.text.documents import Document
 from llmt.text.reading import PLAIN, Reading
+from llmt.text.rows import Row
 
 PIECE_BYTES = 1 << 20
 MAX_LINE_BYTES = 256_000_000
@@ -64,16 +63,15 @@ def decode(stream: BinaryIO, name: str, encoding_errors: EncodingErrors) -> Iter
             return
 
 
-def read_jsonl(path: Path, reading: Reading = PLAIN) -> Iterator[Document]:
-    """One document for each row; lines end at LF alone, empty lines and rows without text are passed over.
+def read_json_lines(path: Path, reading: Reading = PLAIN) -> Iterator[Row]:
+    """One row for each line that is not blank; lines end at LF alone.
 
     Args:
         path: A file with one JSON object on each line.
-        reading: Names the field that holds the text.
+        reading: How bad bytes are treated.
 
     Raises:
-        DataError: A line that is not UTF-8, not JSON, not an object, has no text in that field, or is longer
-            than 256 MB; a damaged packing.
+        DataError: A line longer than 256 MB; a damaged packing.
         StorageError: The file cannot be read.
     """
     offset = 0
@@ -82,11 +80,15 @@ def read_jsonl(path: Path, reading: Reading = PLAIN) -> Iterator[Document]:
             place = f"{path}:{number}"
             if len(content) > MAX_LINE_BYTES:
                 raise DataError(f"{place}: a line of more than {MAX_LINE_BYTES // 1_000_000} MB", _JSON_HINT)
-            line = _decode_line(content, str(path), offset, reading.encoding_errors)
+            try:
+                line = _decode_line(content, str(path), offset, reading.encoding_errors).removeprefix(_MARK)
+                if line.strip():
+                    yield Row(place, _object(line.rstrip("\r\n"), place, reading.encoding_errors))
+                elif reading.on_empty is not None:
+                    reading.on_empty(place)
+            except DataError as error:
+                yield Row(place, error=error)
             offset += len(content)
-            text = _row_text(line.removeprefix(_MARK).rstrip("\r\n"), place, reading)
-            if text.strip():
-                yield Document(text, place)
 
 
 def _decode_line(content: bytes, name: str, offset: int, encoding_errors: EncodingErrors) -> str:
@@ -106,23 +108,36 @@ def _not_utf8(content: bytes, start: int, name: str, offset: int) -> DataError:
     return DataError(place, "save it as UTF-8, or add --encoding-errors replace")
 
 
-def _row_text(line: str, place: str, reading: Reading) -> str:
-    if not line.strip():
-        return ""
+def checked_object(value: object, place: str, encoding_errors: EncodingErrors, hint: str) -> dict[str, object]:
+    """What JSON gave for a row, if it is one and all of it is text that can be written.
+
+    Raises:
+        DataError: It is no object, or holds half of a character (an escaped `d800`).
+    """
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: a {type(value).__name__} where an object belongs", hint)
+    return {name: _mended(part, f"{place}: field {name!r}", encoding_errors) for name, part in value.items()}
+
+
+def _object(line: str, place: str, encoding_errors: EncodingErrors) -> dict[str, object]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{place}:{error.colno}: not JSON: {error.msg}", _JSON_HINT) from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
         raise DataError(f"{place}: not JSON that can be read: {error}", _JSON_HINT) from None
-    if not isinstance(row, dict):
-        kind = type(row).__name__
-        raise DataError(f"{place}: a {kind} where an object belongs", 'write {"text": "..."} on each line')
-    column = reading.text_column
-    if column not in row:
-        raise no_column(place, "field", column, row)
-    text = require_text(row[column], f"{place}: field {column!r}")
-    return _without_surrogates(text, f"{place}: field {column!r}", reading.encoding_errors)
+    return checked_object(row, place, encoding_errors, 'write {"text": "..."} on each line')
+
+
+def _mended(value: object, place: str, encoding_errors: EncodingErrors) -> object:
+    """The value without halves of characters, also inside lists and objects."""
+    if isinstance(value, str):
+        return _without_surrogates(value, place, encoding_errors)
+    if isinstance(value, list):
+        return [_mended(part, place, encoding_errors) for part in value]
+    if isinstance(value, dict):
+        return {name: _mended(part, place, encoding_errors) for name, part in value.items()}
+    return value
 
 
 def _without_surrogates(text: str, place: str, encoding_errors: EncodingErrors) -> str:

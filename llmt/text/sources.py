@@ -1,25 +1,26 @@
 """files, folders, patterns, standard input, data sets -> documents, one at a time."""
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 from llmt.config.data import BUILTIN, EncodingErrors
 from llmt.errors import DataError
-from llmt.text.blocks import cut_blocks
+from llmt.text.blocks import cut_blocks, split_pieces
 from llmt.text.builtin import builtin_documents, builtin_fingerprint, builtin_instructions
 from llmt.text.compressed import suffixes, unreadable
 from llmt.text.documents import Document
-from llmt.text.find import PREFIX, STDIN, Source, could_be_on_the_hub, find_sources
-from llmt.text.hub import fingerprint_data_set, read_data_set
-from llmt.text.readers import decode, read_jsonl, read_pieces
-from llmt.text.reading import PLAIN, Reading
+from llmt.text.find import FIELD_SUFFIXES, PREFIX, STDIN, Source, could_be_on_the_hub, find_each, find_sources
+from llmt.text.formats import RowFormat, recognise
+from llmt.text.hub import fingerprint_data_set, read_data_set_rows
+from llmt.text.readers import decode, read_pieces
+from llmt.text.reading import PLAIN, DataFormat, Reading
+from llmt.text.rowfiles import read_rows
+from llmt.text.rows import Row
+from llmt.text.stdin import spooled_input
 
 _READ_BYTES = 1 << 20
-_Part = TypeVar("_Part")
 
 
 def open_documents(
@@ -29,10 +30,11 @@ def open_documents(
     text_column: str | None = None,
     encoding_errors: EncodingErrors | None = None,
 ) -> Iterator[Document]:
-    """Every document of every source, in order; at most one file or row is in memory.
+    """Every document of every source, in order; at most a part of a file or a row is in memory.
 
-    Names are looked up at once, files are read as the documents are taken. A file without text inside a
-    folder or a pattern is passed over; one that was named is an error.
+    Names are looked up at once, files are read as the documents are taken. A text file that is longer than four
+    million characters comes in parts, all but the last with `more`. A file without text inside a folder or a pattern
+    is passed over; one that was named is an error.
 
     Args:
         sources: `builtin`, `builtin:instructions`, files, folders, glob patterns, `-` for standard input,
@@ -43,11 +45,25 @@ def open_documents(
 
     Raises:
         DataError: Something is missing, empty, of another format, undecodable or not what its name says.
+        UsageError: Choices of `reading` that exclude each other.
         HubError: The hub does not have a data set or cannot be reached.
         StorageError: A file cannot be read.
     """
-    reading = reading.but(text_column, encoding_errors)
-    return islice(_read_all(find_sources(sources), reading, _documents), reading.max_samples)
+    each = open_each(sources, reading.but(text_column, encoding_errors))
+    return chain.from_iterable(documents for _, documents in each)
+
+
+def open_each(sources: Sequence[str], reading: Reading = PLAIN) -> Iterator[tuple[int, Iterator[Document]]]:
+    """For each of the names its number, from 0, and its documents; these can be taken in any order, also in turn.
+
+    `skip_bad` and `max_samples` are counted over all of them. Names are looked up at once.
+
+    Raises:
+        DataError: As `open_documents`; so do the other errors.
+    """
+    counts = _Counts(reading)
+    each = [_Argument(found, reading, counts) for found in find_each(sources)]
+    return ((number, argument.documents()) for number, argument in enumerate(each))
 
 
 def open_blocks(sources: Sequence[str], reading: Reading = PLAIN) -> Iterator[str]:
@@ -57,12 +73,10 @@ def open_blocks(sources: Sequence[str], reading: Reading = PLAIN) -> Iterator[st
     size of a text file. `reading.max_samples` counts documents.
 
     Raises:
-        DataError: As `open_documents`.
-        HubError: The hub does not have a data set or cannot be reached.
-        StorageError: A file cannot be read.
+        DataError: As `open_documents`; so do the other errors.
     """
-    documents = _read_all(find_sources(sources), reading, _document_blocks)
-    return chain.from_iterable(islice(documents, reading.max_samples))
+    documents = open_documents(sources, reading)
+    return chain.from_iterable(cut_blocks([document.text]) for document in documents)
 
 
 def open_texts(
@@ -99,11 +113,11 @@ def fingerprint_sources(sources: Sequence[str], reading: Reading = PLAIN) -> str
     """SHA-256 over the content of all sources in order; neither names nor times take part.
 
     Of a packed file the packed content counts, of a data set on the hub its revision, of one in a folder all
-    files. Configuration, split and `max_samples` take part where they decide what is read; the column and the
-    treatment of bad bytes do not.
+    files. Configuration, split and `max_samples` take part where they decide what is read; the columns, how a text is
+    divided and the treatment of bad bytes do not.
 
     Raises:
-        DataError: A name that stands for nothing that can be read, or for standard input.
+        DataError: A name that stands for nothing that can be read.
         HubError: The hub does not have a data set or cannot be reached.
         StorageError: A file cannot be read.
     """
@@ -115,52 +129,143 @@ def fingerprint_sources(sources: Sequence[str], reading: Reading = PLAIN) -> str
     return digest.hexdigest()
 
 
-def _read_all(
-    sources: Sequence[Source], reading: Reading, read: Callable[[Source, Reading], Iterator[_Part]]
-) -> Iterator[_Part]:
-    """What `read` makes of each source, which has to be something for each that was named."""
-    holds_text: dict[str, bool] = {}
-    for source in sources:
-        empty = True
-        for part in read(source, reading):
-            empty = False
-            yield part
-        if empty and source.kind == "stdin":
-            raise DataError(f"{STDIN}: no text in standard input, or it was read before", "name a file with text")
-        if empty and source.named:
-            raise DataError(f"{source.origin}: no text in it, only nothing or white space", "name a file with text")
-        holds_text[source.origin] = holds_text.get(source.origin, False) or not empty
-    for origin, found in holds_text.items():
-        if not found:
-            raise DataError(f"{origin}: none of its files holds any text", "name files with text")
+class _Counts:
+    """What is counted over all sources: documents still to be read, and rows that were passed over."""
 
+    def __init__(self, reading: Reading) -> None:
+        self._left = reading.max_samples
+        self._skip_bad = reading.skip_bad
+        self._on_bad = reading.on_bad
+        self._bad = 0
 
-def _documents(source: Source, reading: Reading) -> Iterator[Document]:
-    return (document for document in _read(source, reading) if document.text.strip())
+    def finished(self) -> bool:
+        """As many documents as were asked for were read."""
+        return self._left == 0
 
+    def document(self) -> None:
+        """One more was read."""
+        if self._left is not None:
+            self._left -= 1
 
-def _document_blocks(source: Source, reading: Reading) -> Iterator[Iterator[str]]:
-    """For each document with text the blocks of it; a file is read while they are taken."""
-    if source.kind not in ("text", "stdin"):
-        for document in _documents(source, reading):
-            yield cut_blocks([document.text])
-        return
-    blocks = cut_blocks(_pieces(source, reading))
-    for block in blocks:
-        if block.strip():
-            yield chain([block], blocks)
+    def bad(self, error: DataError) -> None:
+        """Pass over the row, or raise what is wrong with it."""
+        if self._bad < self._skip_bad:
+            self._bad += 1
+            if self._on_bad is not None:
+                self._on_bad(error)
             return
+        if self._bad:
+            hint = f"{self._bad:,} were passed over before it; for more of them --skip-bad NUMBER"
+            raise DataError(error.message, hint) from error
+        raise error
 
 
-def _read(source: Source, reading: Reading) -> Iterator[Document]:
-    if source.kind == "builtin":
-        yield from builtin_documents() if source.name == BUILTIN else builtin_instructions()
-    elif source.kind == "rows":
-        yield from read_jsonl(Path(source.name), reading)
-    elif source.kind == "data set":
-        yield from read_data_set(source.name, reading)
-    else:
-        yield Document("".join(_pieces(source, reading)), source.name)
+class _Argument:
+    """What one name stands for."""
+
+    def __init__(self, sources: Sequence[Source], reading: Reading, counts: _Counts) -> None:
+        self._sources = sources
+        self._reading = reading
+        self._counts = counts
+        self._said: tuple[DataFormat, tuple[str, ...]] | None = None
+
+    def documents(self) -> Iterator[Document]:
+        """All of them, which have to be something for a name that stands for itself."""
+        found = 0
+        for source in self._sources:
+            before, is_part = found, False
+            if self._counts.finished():
+                return
+            for document in self._read(source):
+                if not is_part:
+                    self._counts.document()
+                    found += 1
+                is_part = document.more
+                yield document
+                if self._counts.finished() and not is_part:
+                    return
+            if found == before:
+                self._refuse_if_named(source)
+        if not found:
+            raise DataError(f"{self._sources[0].origin}: none of its files holds any text", "name files with text")
+
+    def _refuse_if_named(self, source: Source) -> None:
+        """A file without text may stand among others, not alone."""
+        if source.kind == "stdin":
+            raise DataError(f"{STDIN}: no text in standard input", "name a file with text")
+        if source.named:
+            raise DataError(f"{source.origin}: no text in it, only nothing or white space", "name a file with text")
+
+    def _read(self, source: Source) -> Iterator[Document]:
+        if source.kind == "builtin":
+            yield from builtin_documents() if source.name == BUILTIN else builtin_instructions()
+        elif source.kind in ("rows", "data set"):
+            yield from self._rows(source)
+        else:
+            yield from self._texts(source)
+
+    def _texts(self, source: Source) -> Iterator[Document]:
+        """The documents of a text file: the whole of it, or what stands between separators."""
+        pieces = _pieces(source, self._reading)
+        if self._reading.split_on is None:
+            yield from self._parts(pieces, source.name)
+            return
+        for line, part in split_pieces(pieces, self._reading.split_on):
+            yield from self._parts(part, f"{source.name}:{line}")
+
+    def _parts(self, pieces: Iterator[str], place: str) -> Iterator[Document]:
+        """One text, in parts where it is long; nothing where it is blank."""
+        held = ""  # the last block, and before it what begins a text with white space
+        blank = True
+        for block in cut_blocks(pieces):
+            if not blank:
+                yield Document(held, place, more=True)
+                held = ""
+            held += block
+            blank = blank and not block.strip()
+        if not blank:
+            yield Document(held, place)
+        else:
+            self._empty(place)
+
+    def _rows(self, source: Source) -> Iterator[Document]:
+        form: RowFormat | None = None
+        for row in self._open_rows(source):
+            try:
+                if row.error is not None:
+                    raise row.error
+                if form is None:
+                    form = recognise(list(row.values), self._reading, row.place, row.kind)
+                    self._say(source, form.format_of(row), form.columns)
+                document = form.document(row)
+            except DataError as error:
+                self._counts.bad(error)
+                continue
+            if document is None:
+                self._empty(row.place)
+            else:
+                yield document
+
+    def _open_rows(self, source: Source) -> Iterator[Row]:
+        """Of a table only the columns that are needed; of records each has its own fields."""
+        if source.kind == "data set":
+            return read_data_set_rows(source.name, self._reading, self._choose(f"{PREFIX}{source.name}"))
+        path = Path(source.name)
+        is_table = suffixes(path)[0] not in FIELD_SUFFIXES
+        return read_rows(path, self._reading, self._choose(source.name) if is_table else None)
+
+    def _choose(self, place: str) -> Callable[[Sequence[str]], Sequence[str]]:
+        return lambda names: recognise(names, self._reading, place, "column").columns
+
+    def _say(self, source: Source, kind: DataFormat, columns: tuple[str, ...]) -> None:
+        if self._said != (kind, columns) and self._reading.on_format is not None:
+            prefix = PREFIX if source.kind == "data set" else ""
+            self._reading.on_format(prefix + source.name, kind, columns)
+        self._said = kind, columns
+
+    def _empty(self, place: str) -> None:
+        if self._reading.on_empty is not None:
+            self._reading.on_empty(place)
 
 
 def _pieces(source: Source, reading: Reading) -> Iterator[str]:
@@ -168,30 +273,28 @@ def _pieces(source: Source, reading: Reading) -> Iterator[str]:
     if source.kind == "text":
         yield from read_pieces(Path(source.name), reading.encoding_errors)
         return
+    path = spooled_input()
     try:
-        yield from decode(sys.stdin.buffer, STDIN, reading.encoding_errors)
+        with path.open("rb") as stream:
+            yield from decode(stream, STDIN, reading.encoding_errors)
     except OSError as error:
-        raise unreadable(Path(STDIN), error) from error
+        raise unreadable(path, error) from error
 
 
 def _label(source: Source) -> str:
     """What else than its content decides how a source is read."""
     if source.kind == "builtin":
         return source.name
-    return source.kind + suffixes(Path(source.name))[1] if source.kind in ("text", "rows") else source.kind
+    inner, packing = suffixes(Path(source.name))
+    return source.kind + {"rows": inner + packing, "text": packing}.get(source.kind, "")
 
 
 def _content(source: Source, reading: Reading) -> str:
-    if source.kind == "stdin":
-        raise DataError(
-            f"{STDIN}: standard input can be read only once, and this reads its text several times",
-            "save it to a file, and name that",
-        )
     if source.kind == "builtin":
         return builtin_fingerprint()
     if source.kind == "data set":
         return fingerprint_data_set(source.name, reading)
-    return _file_digest(Path(source.name))
+    return _file_digest(spooled_input() if source.kind == "stdin" else Path(source.name))
 
 
 def _file_digest(path: Path) -> str:

@@ -161,6 +161,17 @@ class Tokenizer(ABC):
         return self._special_id("unk_token")
 
     @property
+    def control_tokens(self) -> dict[str, int]:
+        """Tokens that no text spells, with their ids."""
+        ids = {token: self.token_to_id(token) for token in self.special_tokens.values()}
+        return {token: token_id for token, token_id in ids.items() if token_id is not None}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that writes conversations, where the tokenizer has one."""
+        return None
+
+    @property
     def is_lossless(self) -> bool:
         """Whether `decode(encode(text)) == text` is known for every well-formed text."""
         return False

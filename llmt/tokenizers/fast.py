@@ -15,7 +15,7 @@ from llmt.errors import ConfigError, MismatchError, ModelFileError, UsageError
 from llmt.tokenizers.base import MergeStep, Tokenizer, well_formed
 from llmt.tokenizers.bytelevel import is_byte_level, is_lossless, to_bytes
 from llmt.tokenizers.chunks import ChunkEncoder, find_cut
-from llmt.tokenizers.files import TRAINING_FILE, TokenizerParts, read_parts, write_parts
+from llmt.tokenizers.files import TRAINING_FILE, TokenizerParts, default_template, read_parts, write_parts
 from llmt.tokenizers.progress import Progress
 from llmt.tokenizers.trial import rust_refusals
 
@@ -119,6 +119,17 @@ class FastTokenizer(Tokenizer):
     def special_tokens(self) -> dict[str, str]:
         """Special tokens by role."""
         return dict(self.parts.special)
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Tokens that no text spells, with their ids."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template beside the tokenizer, or the default one of `tokenizer_config.json`."""
+        return self.parts.chat_template or default_template(self.parts.config.get("chat_template"))
 
     @property
     def is_lossless(self) -> bool:

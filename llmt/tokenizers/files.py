@@ -140,6 +140,16 @@ def parse_roles(config: Mapping[str, Any]) -> dict[str, str]:
     return special
 
 
+def default_template(found: Any) -> str | None:
+    """The chat template in one of its spellings: a text, or several by name of which one is the default."""
+    if isinstance(found, str):
+        return found
+    if isinstance(found, dict):
+        return default_template(found.get("default"))
+    named = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+    return next((default_template(item.get("template")) for item in named if item.get("name") == "default"), None)
+
+
 def _pieces(vocab: Any) -> set[str]:
     return set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
 

@@ -15,7 +15,7 @@ from llmt.tokenizers.base import MergeStep, Tokenizer, TokenStream, WholeStream,
 from llmt.tokenizers.bytelevel import is_byte_level, is_lossless, to_bytes
 from llmt.tokenizers.corpus import MeasuredCorpus
 from llmt.tokenizers.fast import FastStream, spec_fingerprint
-from llmt.tokenizers.files import ROLES, TOKENIZER_FILE, forget_tokenizer, parse_roles
+from llmt.tokenizers.files import ROLES, TOKENIZER_FILE, default_template, forget_tokenizer, parse_roles
 from llmt.tokenizers.foreign import stage
 from llmt.tokenizers.trial import rust_refusals
 
@@ -119,6 +119,17 @@ class HFTokenizerWrapper(Tokenizer):
     def special_tokens(self) -> dict[str, str]:
         """Special tokens by role; BERT's separator and [CLS] end and begin where there are no others."""
         return parse_roles({role: self.tokenizer.special_tokens_map.get(role) for role in ROLES})
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Tokens that no text spells, with their ids."""
+        added = self.tokenizer.added_tokens_decoder
+        return {token.content: number for number, token in added.items() if token.special}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template of the wrapped tokenizer."""
+        return default_template(self.tokenizer.chat_template)
 
     @property
     def is_lossless(self) -> bool:

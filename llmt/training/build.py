@@ -15,7 +15,7 @@ from llmt.config.data import BUILTIN, BUILTIN_INSTRUCTIONS
 from llmt.config.load import cache_directory
 from llmt.config.model import ModelConfig
 from llmt.config.run import TrainConfig
-from llmt.data.loader import BatchLoader, count_blocks, evaluation_batches
+from llmt.data.loader import BatchLoader, evaluation_batches
 from llmt.errors import DeviceError, MismatchError, ModelFileError
 from llmt.models.apart import keeps_documents_apart
 from llmt.models.base import BaseLanguageModel
@@ -28,7 +28,7 @@ from llmt.system.machine import inspect_machine, measure_speed, try_compile
 from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, plan_run
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.directory import clear_directory
-from llmt.training.keeper import RunKeeper, audit_values, read_checkpoint, read_state
+from llmt.training.keeper import RunKeeper, read_checkpoint, read_state
 from llmt.training.optim import Optimizer
 from llmt.training.resume import check_same_run, pin_plan, weights_fingerprint
 from llmt.training.schedule import Schedule, warmup_steps
@@ -102,19 +102,19 @@ def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: 
     torch.set_num_threads(choose_threads(config.threads, machine).value)
     checkpoint, damaged = _newest(directory) if resume else (None, ())
     source = checkpoint.path if checkpoint is not None else base
-    config, shortened = _within_context(config, base)
+    config, shortened = within_context(config, base)
     corpus = prepare_corpus(
         config, cache_directory(config.data.cache_dir), tokenizer_directory=source, progress=progress
     )
+    corpus.data.audit.check_budgets(config.data)
     work = _workload(config, corpus, base)
-    blocks = count_blocks(corpus.data.train, config.data.block_size)
     steps = total_steps(
         samples_per_step=work.batch_size * config.training.gradient_accumulation_steps,
-        blocks=blocks,
+        samples=corpus.data.train.count,
         max_steps=config.training.max_steps,
         epochs=config.training.num_train_epochs,
         max_tokens=config.training.max_tokens,
-        tokens_per_sample=corpus.data.train.targets / blocks,
+        tokens_per_sample=corpus.data.train.tokens_per_sample,
     )
     speed = measure_speed(device.kind, torch.get_num_threads())
     plan = plan_run(config, machine, device, why, speed, work, steps)
@@ -141,22 +141,14 @@ def build_trainer(prepared: Prepared, *, base: Path | None, overwrite: bool = Fa
     config, plan, corpus = prepared.config, prepared.plan, prepared.corpus
     torch.set_num_threads(plan.threads)
     model, exact = _model(config, plan, corpus, base)
-    if config.data.document_mask and not keeps_documents_apart(model):
+    if corpus.data.train.masks and not keeps_documents_apart(model):
         raise MismatchError(
-            "data.document_mask: this model reads across the documents of a block", "--no-document-mask"
+            "data.document_mask: this model reads across the documents of a sequence", "--no-document-mask"
         )
     _compile(model, plan)
     optimizer = Optimizer(model, config.training, exact)
     data = corpus.data
-    loader = BatchLoader(
-        data.train,
-        config.data.block_size,
-        plan.micro_batch,
-        config.seed,
-        plan.num_workers,
-        plan.pin_memory,
-        document_mask=config.data.document_mask,
-    )
+    loader = BatchLoader(data.train, plan.micro_batch, config.seed, plan.num_workers, plan.pin_memory)
     keeper = RunKeeper(prepared.directory, model, corpus.tokenizer, config, plan, base)
     schedule, limits = _schedule(config, plan), _limits(config, plan, loader)
     trainer = Trainer(model, optimizer, loader, schedule, limits, keeper, config.seed)
@@ -167,7 +159,7 @@ def build_trainer(prepared: Prepared, *, base: Path | None, overwrite: bool = Fa
         _restore(trainer, prepared.checkpoint)
     if overwrite:
         clear_directory(prepared.directory)
-    keeper.begin(audit_values(data.audit, data.notes), trainer.state.step)
+    keeper.begin({**data.audit.values(), "notes": list(data.notes)}, trainer.state.step)
     return trainer, keeper
 
 
@@ -186,7 +178,7 @@ def _with_working_compiler(plan: RunPlan, config: TrainConfig) -> RunPlan:
     return replace(plan, compile=False, lines=tuple(lines))
 
 
-def _within_context(config: TrainConfig, base: Path | None) -> tuple[TrainConfig, tuple[PlanLine, ...]]:
+def within_context(config: TrainConfig, base: Path | None) -> tuple[TrainConfig, tuple[PlanLine, ...]]:
     """The configuration with blocks no longer than the base's context, and the line of the plan that says so."""
     context = None if base is None else context_of(read_config(base))
     asked = config.data.block_size
@@ -273,7 +265,7 @@ def _limits(config: TrainConfig, plan: RunPlan, loader: BatchLoader) -> Limits:
     if training.max_steps is not None:
         stops.append(training.max_steps)
     if training.num_train_epochs is not None:
-        stops.append(math.ceil(training.num_train_epochs * loader.blocks / (plan.micro_batch * plan.accumulation)))
+        stops.append(math.ceil(training.num_train_epochs * loader.count / (plan.micro_batch * plan.accumulation)))
     return Limits(
         # A run by tokens ends when they are reached, though short blocks may need a step more.
         max_steps=min(stops, default=2 * total + 1),
@@ -288,19 +280,18 @@ def _limits(config: TrainConfig, plan: RunPlan, loader: BatchLoader) -> Limits:
 
 
 def _validate(trainer: Trainer, prepared: Prepared) -> None:
-    """Hold out the validation shards; only a whole pass over them has a number of bytes."""
-    shards = prepared.corpus.data.validation
-    assert shards is not None
-    size, batch = prepared.config.data.block_size, prepared.plan.micro_batch
-    limit = prepared.config.training.eval_batches
-    whole = limit is None or limit * batch >= count_blocks(shards, size)
+    """Hold out the validation sequences; only a whole pass over them has a number of bytes."""
+    held_out = prepared.corpus.data.validation
+    assert held_out is not None
+    batch, limit = prepared.plan.micro_batch, prepared.config.training.eval_batches
+    whole = limit is None or limit * batch >= held_out.count
 
     def batches() -> Any:
-        found = evaluation_batches(shards, size, batch, document_mask=prepared.config.data.document_mask)
+        found = evaluation_batches(held_out, batch)
         return found if limit is None else (item for item, _ in zip(found, range(limit), strict=False))
 
     lossless = prepared.corpus.tokenizer.is_lossless  # bits for each byte mean nothing where bytes are dropped
-    trainer.validate_with(batches, shards.text_bytes if whole and lossless else 0)
+    trainer.validate_with(batches, held_out.text_bytes if whole and lossless else 0)
 
 
 def _fingerprint(config: TrainConfig, corpus: Corpus, plan: RunPlan, base: Path | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +11,29 @@ from llmt.checkpoints.atomic import staged_directory
 from llmt.config.data import DataConfig
 from llmt.config.run import TrainConfig
 from llmt.config.tokenizer import TokenizerConfig
-from llmt.data.prepare import PreparedData, prepare_shards
-from llmt.data.split import hold_out
+from llmt.data.assign import training_texts
+from llmt.data.prepare import prepare_shards
+from llmt.data.ready import ReadyData, ready_data
 from llmt.errors import MismatchError, StorageError
 from llmt.text.reading import Reading
-from llmt.text.sources import fingerprint_sources, open_documents
+from llmt.text.sources import fingerprint_sources
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.load import load_tokenizer
 from llmt.tokenizers.train import options_of, train_tokenizer
 
-TOKENIZER_FORMAT = 1
+TOKENIZER_FORMAT = 2
+_DECIDES = {
+    "format",
+    "text_column",
+    "columns",
+    "prompt_template",
+    "split_on",
+    "skip_bad",
+    "encoding_errors",
+    "deduplicate",
+    "validation_split",
+}
+"""The settings that decide which text a tokenizer is trained on, beside the sources."""
 
 Progress = Callable[[str, int, int | None], None]
 """Told what is being done, how much of it is done, and of how much (None: not known)."""
@@ -32,19 +45,21 @@ class Corpus:
 
     Attributes:
         tokenizer: Makes ids of text.
-        data: The ids, for training and for validation.
+        data: The sequences, for training and for validation.
         notes: How the tokenizer came about.
     """
 
     tokenizer: Tokenizer
-    data: PreparedData
+    data: ReadyData
     notes: tuple[str, ...]
 
 
 def prepare_corpus(
     config: TrainConfig, cache: Path, *, tokenizer_directory: Path | None = None, progress: Progress
 ) -> Corpus:
-    """The tokenizer and the shards of a run, from the cache where they are there already.
+    """The tokenizer and the sequences of a run, from the cache where they are there already.
+
+    Budgets are not looked at; see `DataAudit.check_budgets`.
 
     Args:
         config: The run.
@@ -61,32 +76,25 @@ def prepare_corpus(
         tokenizer, note = load_tokenizer(existing), f"tokenizer of {existing}"
     else:
         tokenizer, note = _cached_tokenizer(config.tokenizer, config.data, cache / "tokenizers", progress)
-    data = prepare_shards(
+    prepared = prepare_shards(
         config.data,
         tokenizer,
         cache / "shards",
         progress=lambda size, documents: progress(f"tokenizing, {documents} documents", size, None),
     )
-    return Corpus(tokenizer, data, (note,))
-
-
-def training_texts(data: DataConfig) -> Iterator[str]:
-    """The texts that are trained on: all but the held-out ones."""
-    documents = open_documents(data.sources, Reading(data.text_column, data.encoding_errors))
-    if data.validation_sources:
-        return (document.text for document in documents)
-    return (document.text for document, held_out in hold_out(documents, data.validation_split) if not held_out)
+    return Corpus(tokenizer, ready_data(config.data, prepared, cache / "packed"), (note,))
 
 
 def _cached_tokenizer(
     config: TokenizerConfig, data: DataConfig, cache: Path, progress: Progress
 ) -> tuple[Tokenizer, str]:
+    reading = Reading.of(data)
     decides = {
         "format": TOKENIZER_FORMAT,
         "tokenizer": config.model_dump(),
-        "text": fingerprint_sources(data.sources),
-        "split": None if data.validation_sources else data.validation_split,
-        "reading": [data.text_column, data.encoding_errors],
+        "text": fingerprint_sources(data.sources, reading),
+        "held_out": fingerprint_sources(data.validation_sources, reading) if data.validation_sources else None,
+        "options": data.model_dump(include=_DECIDES),
     }
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     directory = cache / name
@@ -94,7 +102,7 @@ def _cached_tokenizer(
         return load_tokenizer(directory), f"{config.algo} tokenizer from the cache"
     tokenizer = train_tokenizer(
         config.algo,
-        training_texts(data),
+        training_texts(data, reading),
         **config.model_dump(include=set(options_of(config.algo))),
         progress=lambda now: progress(f"training a {config.algo} tokenizer: {now.stage}", now.done, now.total),
     )

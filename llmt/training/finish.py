@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,9 +14,11 @@ from llmt.generation.text import stream_text
 from llmt.models.base import BaseLanguageModel
 from llmt.models.load import load_model
 from llmt.models.lora import load_adapter
-from llmt.training.build import Prepared
 from llmt.training.keeper import RunKeeper
 from llmt.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from llmt.training.build import Prepared
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Finished:
     evaluation: EvalReport | None
 
 
-def finish(trainer: Trainer, keeper: RunKeeper, prepared: Prepared, base: Path | None) -> Finished:
+def finish(trainer: Trainer, keeper: RunKeeper, prepared: "Prepared", base: Path | None) -> Finished:
     """Publish the best checkpoint (the last, where nothing is held out) and measure what was published.
 
     The model is loaded from its directory again, so that the number printed is the number that `llmt eval`
@@ -50,13 +52,10 @@ def finish(trainer: Trainer, keeper: RunKeeper, prepared: Prepared, base: Path |
     source = keeper.store.path(step)
     model = load_finished(source, base, prepared.plan.device)
     evaluation = None
-    shards = prepared.corpus.data.validation
-    if shards is not None:
-        data = prepared.config.data
-        batches = evaluation_batches(
-            shards, data.block_size, prepared.plan.micro_batch, document_mask=data.document_mask
-        )
-        text_bytes = shards.text_bytes if prepared.corpus.tokenizer.is_lossless else 0
+    held_out = prepared.corpus.data.validation
+    if held_out is not None:
+        batches = evaluation_batches(held_out, prepared.plan.micro_batch)
+        text_bytes = held_out.text_bytes if prepared.corpus.tokenizer.is_lossless else 0
         evaluation = evaluate(model, batches, text_bytes=text_bytes)
     keeper.publish(step, _summary(trainer, prepared, model, evaluation))
     return Finished(prepared.directory, step, model, evaluation)
@@ -69,7 +68,7 @@ def load_finished(directory: Path, base: Path | None, device: str) -> BaseLangua
     return load_model(directory, device=device)
 
 
-def sample_text(finished: Finished, prepared: Prepared) -> Iterator[str]:
+def sample_text(finished: Finished, prepared: "Prepared") -> Iterator[str]:
     """A sample of what the model writes, piece by piece."""
     logging = prepared.config.logging
     torch.manual_seed(prepared.config.seed)
@@ -84,7 +83,7 @@ def sample_text(finished: Finished, prepared: Prepared) -> Iterator[str]:
 
 
 def _summary(
-    trainer: Trainer, prepared: Prepared, model: BaseLanguageModel, evaluation: EvalReport | None
+    trainer: Trainer, prepared: "Prepared", model: BaseLanguageModel, evaluation: EvalReport | None
 ) -> dict[str, Any]:
     """The numbers of a run, for its record and its card."""
     values: dict[str, Any] = {

@@ -1,7 +1,6 @@
 """A run and its directory: checkpoints, the finished model, and what describes them."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +158,6 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-
-
-def audit_values(audit: Any, notes: tuple[str, ...]) -> dict[str, Any]:
-    """The content of `audit.json`."""
-    return {**asdict(audit), "notes": list(notes)}
 
 
 def _json(value: dict[str, Any]) -> str:

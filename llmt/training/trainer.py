@@ -205,7 +205,7 @@ class Trainer:
             checkpoint = self._save()
         return StepReport(
             step=self.state.step,
-            epoch=self.state.step * self._samples_per_step / self.loader.blocks,
+            epoch=self.state.step * self._samples_per_step / self.loader.count,
             loss=loss,
             learning_rate=rate,
             grad_norm=norm,
@@ -250,7 +250,7 @@ def step_seed(seed: int, step: int, batch: int) -> int:
 def total_steps(
     *,
     samples_per_step: int,
-    blocks: int,
+    samples: int,
     max_steps: int | None,
     epochs: float | None,
     max_tokens: int | None,
@@ -266,5 +266,5 @@ def total_steps(
     if max_tokens is not None:
         stops.append(math.ceil(max_tokens / (samples_per_step * tokens_per_sample)))
     if epochs is not None or not stops:
-        stops.append(math.ceil((epochs or 1.0) * blocks / samples_per_step))
+        stops.append(math.ceil((epochs or 1.0) * samples / samples_per_step))
     return max(min(stops), 1)

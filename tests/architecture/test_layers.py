@@ -18,7 +18,9 @@ DOORS = {
     "datasets": ("llmt.text.hub",),
     "accelerate": ("llmt.training.runtime",),
     "peft": ("llmt.models.lora",),
-    "transformers": ("llmt.tokenizers.huggingface", "llmt.models.huggingface"),
+    "transformers": ("llmt.tokenizers.huggingface", "llmt.models.huggingface", "llmt.data.chat_child"),
+    "jinja2": ("llmt.data.chat_child",),
+    "pyarrow": ("llmt.text.compressed", "llmt.text.tables"),
     "tokenizers": ("llmt.tokenizers",),
     "tiktoken": ("llmt.tokenizers.ranks",),
     "numba": ("llmt.tokenizers",),
@@ -27,7 +29,7 @@ DOORS = {
 }
 """Library -> the modules or packages that may import it."""
 
-LAZY_DOORS = {"psutil", "tiktoken", "datasets", "accelerate", "peft", "transformers"}
+LAZY_DOORS = {"psutil", "jinja2", "pyarrow", "tiktoken", "datasets", "accelerate", "peft", "transformers"}
 """Behind these doors the import stands inside a function."""
 
 TORCH_AT_THE_TOP = {"checkpoints", "data", "models", "training", "evaluation", "generation", "export"}

@@ -14,12 +14,13 @@ def test_the_whole_path(text_file: Path, tmp_path: Path) -> None:
     from llmt.config.data import DataConfig
     from llmt.data.loader import evaluation_batches
     from llmt.data.prepare import prepare_shards
+    from llmt.data.ready import ready_data
     from llmt.text.sources import open_documents
 
     texts = (document.text for document in open_documents([str(text_file)]))
     tokenizer = llmt.train_tokenizer("bpe", texts, vocab_size=300)
     config = DataConfig(sources=(str(text_file),), block_size=32, validation_split=0.1)
-    data = prepare_shards(config, tokenizer, tmp_path / "shards")
+    data = ready_data(config, prepare_shards(config, tokenizer, tmp_path / "shards"), tmp_path / "packed")
     assert data.validation is not None
 
     shape = llmt.ModelConfig(
@@ -28,13 +29,13 @@ def test_the_whole_path(text_file: Path, tmp_path: Path) -> None:
     model = llmt.TransformerLM(shape, tokenizer.vocab_size, 32)
     model.initialize(0)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    before = llmt.evaluate(model, evaluation_batches(data.validation, 32, 8), text_bytes=data.validation.text_bytes)
-    for batch in evaluation_batches(data.train, 32, 8):
+    before = llmt.evaluate(model, evaluation_batches(data.validation, 8), text_bytes=data.validation.text_bytes)
+    for batch in evaluation_batches(data.train.parts[0], 8):
         loss = model.loss(batch.input_ids, batch.labels)
         (loss.nats / loss.tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
-    after = llmt.evaluate(model, evaluation_batches(data.validation, 32, 8), text_bytes=data.validation.text_bytes)
+    after = llmt.evaluate(model, evaluation_batches(data.validation, 8), text_bytes=data.validation.text_bytes)
     assert after.bits_per_byte is not None
     assert before.bits_per_byte is not None
     assert after.bits_per_byte < 0.8 * before.bits_per_byte
@@ -43,7 +44,7 @@ def test_the_whole_path(text_file: Path, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     again, reader = llmt.load_model(tmp_path / "model"), llmt.load_tokenizer(tmp_path / "model")
-    assert llmt.evaluate(again, evaluation_batches(data.validation, 32, 8), text_bytes=1).loss == after.loss
+    assert llmt.evaluate(again, evaluation_batches(data.validation, 8), text_bytes=1).loss == after.loss
     greedy = llmt.Sampling(temperature=0.0)
     written = "".join(llmt.stream_text(again, reader, "the sea", greedy, max_new_tokens=20, seed=0))
     assert len(written) > 10

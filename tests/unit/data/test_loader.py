@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from llmt.data.batch import IGNORED, Batch, make_batch
+from llmt.data.batch import IGNORED, Batch
 from llmt.data.loader import BatchLoader, evaluation_batches
+from llmt.data.mixture import TrainingSet
 from llmt.data.order import sample_index
+from llmt.data.sequences import BlockSequences
 from llmt.data.shards import ShardSet
 
 
 def _shards(tokens: int) -> ShardSet:
     """A stream in which each id tells its place."""
     return ShardSet(np.arange(tokens, dtype="<u4"), np.array([1, tokens]), 1, tokens, 0)
+
+
+def _blocks(tokens: int, block_size: int) -> TrainingSet:
+    return TrainingSet((BlockSequences(_shards(tokens), block_size),))
 
 
 def _pairs(batch: Batch) -> list[tuple[int, int]]:
@@ -40,10 +46,10 @@ def _rows(loader: BatchLoader, start: int, samples: int) -> list[list[int]]:
 
 def test_labels_are_the_inputs_shifted_once() -> None:
     """Each label is the id that follows its input in the stream; the padding predicts nothing."""
-    batch = make_batch([np.array([5, 6, 7, 8]), np.array([8, 9])], block_size=3, padding_id=0)
-    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert batch.labels.tolist() == [[6, 7, 8], [9, IGNORED, IGNORED]]
-    assert batch.tokens == 4
+    (batch,) = evaluation_batches(BlockSequences(_shards(6), 3), 2)
+    assert batch.input_ids.tolist() == [[0, 1, 2], [3, 4, 0]]
+    assert batch.labels.tolist() == [[1, 2, 3], [4, 5, IGNORED]]
+    assert batch.tokens == 5
     assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
 
 
@@ -53,12 +59,13 @@ def test_an_epoch_predicts_every_token_once(tokens: int, block_size: int) -> Non
     """For training and for evaluation: each id but the first is a label once, after the id before it."""
     shards = _shards(tokens)
     expected = [(place, place + 1) for place in range(tokens - 1)]
-    loader = BatchLoader(shards, block_size, batch_size=1, seed=3)
+    blocks = BlockSequences(shards, block_size)
+    loader = BatchLoader(TrainingSet((blocks,)), batch_size=1, seed=3)
     for epoch in range(2):
-        batches = islice(loader.batches(epoch * loader.blocks), loader.blocks)
+        batches = islice(loader.batches(epoch * loader.count), loader.count)
         assert sorted(pair for batch in batches for pair in _pairs(batch)) == expected
     for batch_size in (1, 3, 64):
-        found = list(evaluation_batches(shards, block_size, batch_size))
+        found = list(evaluation_batches(blocks, batch_size))
         assert [pair for batch in found for pair in _pairs(batch)] == expected
         assert [len(batch.labels) for batch in found[:-1]] == [batch_size] * (len(found) - 1)
         assert all(batch.input_ids.shape[1] == block_size for batch in found)
@@ -69,16 +76,15 @@ def test_an_epoch_predicts_every_token_once(tokens: int, block_size: int) -> Non
 @pytest.mark.parametrize("start", [0, 5, 1000])
 def test_sample_k_is_the_same_however_it_is_read(batch_size: int, num_workers: int, start: int) -> None:
     """Batch size, workers and starting point do not change which sample has which number."""
-    shards = _shards(104)
-    loader = BatchLoader(shards, 10, batch_size, seed=42, num_workers=num_workers)
-    assert loader.blocks == 11
+    loader = BatchLoader(_blocks(104, 10), batch_size, seed=42, num_workers=num_workers)
+    assert loader.count == 11
     firsts = [row[0] for row in _rows(loader, start, 40)]
     assert firsts == [sample_index(42, start + number, 11) * 10 for number in range(40)]
 
 
 def test_epochs_differ_and_a_batch_may_span_two() -> None:
     """The last batch of an epoch is filled from the next one, in which every sample comes again."""
-    loader = BatchLoader(_shards(101), 10, batch_size=4, seed=0)
+    loader = BatchLoader(_blocks(101, 10), batch_size=4, seed=0)
     rows = [row[0] for row in _rows(loader, 0, 20)]
     assert rows[:10] != rows[10:]
     assert Counter(rows) == Counter({start: 2 for start in range(0, 100, 10)})
@@ -87,15 +93,15 @@ def test_epochs_differ_and_a_batch_may_span_two() -> None:
 
 def test_another_seed_is_another_order() -> None:
     """And the same seed is the same one."""
-    orders = [[row[0] for row in _rows(BatchLoader(_shards(1001), 10, 4, seed), 0, 100)] for seed in (1, 1, 2)]
+    orders = [[row[0] for row in _rows(BatchLoader(_blocks(1001, 10), 4, seed), 0, 100)] for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_reading_draws_no_random_number() -> None:
     """torch's own generator stands where it stood, so that evaluating does not change training."""
     state = torch.get_rng_state()
-    next(BatchLoader(_shards(101), 10, 4, seed=0, num_workers=1).batches())
-    list(evaluation_batches(_shards(101), 10, 4))
+    next(BatchLoader(_blocks(101, 10), 4, seed=0, num_workers=1).batches())
+    list(evaluation_batches(BlockSequences(_shards(101), 10), 4))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -112,7 +118,7 @@ def test_threads_end_with_the_iterator_and_read_a_bounded_part_ahead() -> None:
             read.append(start_sample)
             return super().batch_at(start_sample)
 
-    batches = Watched(_shards(101), 10, 4, seed=0, num_workers=2).batches()
+    batches = Watched(_blocks(101, 10), 4, seed=0, num_workers=2).batches()
     next(batches)
     time.sleep(0.05)
     assert len(read) <= 1 + 4
@@ -130,7 +136,7 @@ def test_an_exception_of_a_worker_arrives_at_its_place() -> None:
                 raise OSError("the disk is gone")
             return super().batch_at(start_sample)
 
-    batches = Broken(_shards(101), 10, 4, seed=0, num_workers=2).batches()
+    batches = Broken(_blocks(101, 10), 4, seed=0, num_workers=2).batches()
     assert next(batches).tokens == next(batches).tokens == 40
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
@@ -139,14 +145,14 @@ def test_an_exception_of_a_worker_arrives_at_its_place() -> None:
 
 def test_a_batch_moves_to_a_device() -> None:
     """Both tensors go, the count stays."""
-    batch = make_batch([np.array([1, 2, 3])], block_size=2, padding_id=0).to("meta")
+    batch = next(evaluation_batches(BlockSequences(_shards(3), 2), 1)).to("meta")
     assert (batch.input_ids.device.type, batch.labels.device.type, batch.tokens) == ("meta", "meta", 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
 def test_batches_can_lie_in_page_locked_memory(tmp_path: Path) -> None:
     """With `pin_memory` both tensors are pinned."""
-    batch = next(BatchLoader(_shards(101), 10, 4, seed=0, pin_memory=True).batches())
+    batch = next(BatchLoader(_blocks(101, 10), 4, seed=0, pin_memory=True).batches())
     assert batch.input_ids.is_pinned()
     assert batch.labels.is_pinned()
 
@@ -165,7 +171,7 @@ def _documents(lengths: list[int]) -> ShardSet:
 def test_positions_begin_anew_with_each_document(block_size: int) -> None:
     """At each end-of-text input, at the start of a block, and where the padding begins: counted input by input."""
     shards = _documents([4, 1, 2, 30, 1, 1, 9])
-    for batch in evaluation_batches(shards, block_size, 3, document_mask=True):
+    for batch in evaluation_batches(BlockSequences(shards, block_size, document_mask=True), 3):
         assert batch.position_ids is not None
         for row, labels, positions in zip(batch.input_ids, batch.labels, batch.position_ids.tolist(), strict=True):
             expected, place, padded = [], 0, False
@@ -178,29 +184,13 @@ def test_positions_begin_anew_with_each_document(block_size: int) -> None:
             assert positions == expected
 
 
+def _masked(shards: ShardSet, block_size: int, *, document_mask: bool = True) -> TrainingSet:
+    return TrainingSet((BlockSequences(shards, block_size, document_mask=document_mask),))
+
+
 def test_without_borders_or_unasked_there_are_no_positions() -> None:
     """A stream of one document is read as it always was, and so is one whose documents are not kept apart."""
     one, several = _documents([30]), _documents([4, 20])
-    assert BatchLoader(one, 8, 2, seed=0, document_mask=True).batch_at(0).position_ids is None
-    assert BatchLoader(several, 8, 2, seed=0).batch_at(0).position_ids is None
-    assert BatchLoader(several, 8, 2, seed=0, document_mask=True).batch_at(0).position_ids is not None
-
-
-def test_the_stream_of_samples_is_one() -> None:
-    """The same 96 samples for 0, 1 and 4 workers, batches of 1, 2 and 8, one and two ranks, and five starts."""
-    shards, size = _documents([7, 40, 3, 90, 21, 60]), 4
-    reference = _rows(BatchLoader(shards, size, 1, seed=5, document_mask=True), 0, 96)
-    for workers in (0, 1, 4):
-        for batch_size in (1, 2, 8):
-            for ranks in (1, 2):
-                for start in (0, 16, 32, 48, 80):
-                    found: list[list[int]] = []
-                    loader = BatchLoader(shards, size, batch_size, 5, workers)
-                    streams = [loader.batches(start, rank=rank, world_size=ranks) for rank in range(ranks)]
-                    while len(found) < 96 - start:
-                        for stream in streams:
-                            batch = next(stream)
-                            found += torch.cat([batch.input_ids, batch.labels], dim=1).tolist()
-                    for stream in streams:
-                        stream.close()  # type: ignore[attr-defined]
-                    assert found == reference[start:]
+    assert BatchLoader(_masked(one, 8), 2, seed=0).batch_at(0).position_ids is None
+    assert BatchLoader(_masked(several, 8, document_mask=False), 2, seed=0).batch_at(0).position_ids is None
+    assert BatchLoader(_masked(several, 8), 2, seed=0).batch_at(0).position_ids is not None

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from llmt.config.data import DataConfig
-from llmt.data.prepare import PreparedData, fingerprint_data, open_prepared, prepare_shards
+from llmt.data.chat import ChatWriter
+from llmt.data.findings import Finding
+from llmt.data.prepare import fingerprint_data, prepare_shards
 from llmt.data.shards import ShardSet
 from llmt.data.split import hold_out
+from llmt.data.store import PreparedData, open_prepared
 from llmt.errors import DataError, StorageError
 from llmt.text.sources import open_documents
 from llmt.tokenizers.base import Tokenizer
@@ -25,6 +28,10 @@ Folder = Callable[[int], Path]
 
 def _config(source: Path, **options: object) -> DataConfig:
     return DataConfig.model_validate({"sources": [str(source)], "block_size": 16} | options)
+
+
+def _fingerprint(config: DataConfig, tokenizer: Tokenizer) -> str:
+    return fingerprint_data(config, tokenizer, ChatWriter(tokenizer, config.chat_template))
 
 
 def _encoded(texts: list[str], tokenizer: Tokenizer) -> list[int]:
@@ -47,7 +54,7 @@ def test_shards_equal_a_direct_encoding(
     config = _config(text_folder(files), validation_split=share)
     prepared = prepare_shards(config, tokenizer, tmp_path / "cache")
     parts = list(hold_out(open_documents(config.sources), share))
-    for held, shards in ((False, prepared.train), (True, prepared.validation)):
+    for held, shards in ((False, prepared.train[0]), (True, prepared.validation)):
         texts = [part.text for part, is_held in parts if is_held == held]
         if held and share == 0:
             assert shards is None
@@ -73,10 +80,10 @@ def test_batches_of_any_size_give_the_same_ids(tmp_path: Path, tokenizer: Tokeni
         tmp_path / "cache",
         progress=lambda size, documents: seen.append((size, documents)),
     )
-    assert _ids(prepared.train) == _encoded([row["text"] for row in rows], tokenizer)
+    assert _ids(prepared.train[0]) == _encoded([row["text"] for row in rows], tokenizer)
     assert seen == sorted(seen)
     assert len(seen) > 3
-    assert seen[-1] == (prepared.train.text_bytes, 1501)
+    assert seen[-1] == (prepared.train[0].text_bytes, 1501)
 
 
 def test_the_number_of_processes_changes_no_byte(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -96,18 +103,19 @@ def test_the_number_of_processes_changes_no_byte(tmp_path: Path, tokenizer: Toke
 
 
 def test_validation_sources_are_held_out_whole(tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder) -> None:
-    """And `sources` is trained on whole; held-out documents that are trained on as well are counted."""
+    """`sources` is trained on whole, without the documents that are held out."""
     folder = text_folder(30)
     held = tmp_path / "held.txt"
     held.write_bytes((folder / "003.txt").read_bytes())
     prepared = prepare_shards(_config(folder, validation_sources=[str(held)]), tokenizer, tmp_path / "cache")
-    assert _ids(prepared.validation) == _encoded([held.read_bytes().decode()], tokenizer)
-    assert prepared.train.documents == 30
-    assert prepared.audit.held_out_seen == 1
-    assert prepared.notes == (
-        f"validated on {held}",
-        "1 held-out documents are also trained on, so validation flatters",
-    )
+    text = held.read_bytes().decode()
+    assert _ids(prepared.validation) == _encoded([text], tokenizer)
+    others = [document.text for document in open_documents([str(folder)]) if document.text != text]
+    assert len(others) == 29
+    assert _ids(prepared.train[0]) == _encoded(others, tokenizer)
+    assert prepared.text.overlap == Finding(1, [str(folder / "003.txt")])
+    assert prepared.text.overlap_share == 1
+    assert prepared.notes == (f"validated on {held}",)
 
 
 def test_the_cache_is_used_again(tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder) -> None:
@@ -118,7 +126,7 @@ def test_the_cache_is_used_again(tmp_path: Path, tokenizer: Tokenizer, text_fold
     second = prepare_shards(config, tokenizer, tmp_path / "cache", progress=lambda *_: pytest.fail("read again"))
     assert (first.reused, second.reused) == (False, True)
     assert {path: path.stat().st_mtime_ns for path in second.directory.iterdir()} == before
-    assert (second.audit, second.notes, second.fingerprint) == (first.audit, first.notes, first.fingerprint)
+    assert (second.text, second.notes, second.fingerprint) == (first.text, first.notes, first.fingerprint)
     assert first.directory == tmp_path / "cache" / first.fingerprint[:16]
 
 
@@ -136,7 +144,7 @@ def test_text_of_the_same_size_and_time_is_new_text(tmp_path: Path, tokenizer: T
     assert second.directory != first.directory
     texts = [document.text for document in open_documents(config.sources)]
     assert "cat" in texts[1]
-    assert _ids(second.train) == _encoded(texts, tokenizer)
+    assert _ids(second.train[0]) == _encoded(texts, tokenizer)
 
 
 def test_every_option_that_decides_the_ids_is_in_the_fingerprint(
@@ -145,19 +153,35 @@ def test_every_option_that_decides_the_ids_is_in_the_fingerprint(
     """And those that do not (block size, threads) are not."""
     folder = text_folder(3)
     config = _config(folder)
-    same = [config, _config(folder, block_size=32), _config(folder, num_workers=2), _config(folder, num_proc=2)]
+    same = [
+        config,
+        _config(folder, block_size=32),
+        _config(folder, num_workers=2),
+        _config(folder, num_proc=2),
+        _config(folder, packing="none", truncation="drop", document_mask=True, max_dropped=0.5),
+    ]
     other = [
         _config(folder, validation_split=0.1),
         _config(folder, text_column="body"),
         _config(folder, encoding_errors="replace"),
         _config(folder, validation_sources=[str(folder)]),
         _config(folder / "000.txt"),
+        _config(folder, mixture=[1]),
+        _config(folder, format="text"),
+        _config(folder, columns={"prompt": "a"}),
+        _config(folder, prompt_template="{a}"),
+        _config(folder, chat_template=str(folder / "000.txt")),
+        _config(folder, train_on_prompt=True),
+        _config(folder, split_on="x"),
+        _config(folder, max_samples=2),
+        _config(folder, skip_bad=1),
+        _config(folder, deduplicate=True),
     ]
-    prints = {fingerprint_data(each, tokenizer) for each in same}
+    prints = {_fingerprint(each, tokenizer) for each in same}
     assert len(prints) == 1
-    prints |= {fingerprint_data(each, tokenizer) for each in other}
-    prints.add(fingerprint_data(config, train_bpe(["other text"], vocab_size=300)))
-    assert len(prints) == 7
+    prints |= {_fingerprint(each, tokenizer) for each in other}
+    prints.add(_fingerprint(config, train_bpe(["other text"], vocab_size=300)))
+    assert len(prints) == 2 + len(other)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "no manifest", "bad manifest", "other", "empty"])
@@ -165,13 +189,13 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, tokenizer: Tokenizer, tex
     """Whatever is wrong with it, the ids that come out are right and the cache is whole afterwards."""
     config = _config(text_folder(25))
     first = prepare_shards(config, tokenizer, tmp_path / "cache")
-    expected, directory, fingerprint = _ids(first.train), first.directory, first.fingerprint
+    expected, directory, fingerprint = _ids(first.train[0]), first.directory, first.fingerprint
     del first  # a mapped file must neither shrink nor, on Windows, be removed
     _damage(directory, damage)
     assert open_prepared(directory, fingerprint) is None
     again = prepare_shards(config, tokenizer, tmp_path / "cache")
     assert not again.reused
-    assert _ids(again.train) == expected
+    assert _ids(again.train[0]) == expected
     assert prepare_shards(config, tokenizer, tmp_path / "cache").reused
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [directory.name]
 
@@ -200,7 +224,7 @@ _KILLED = """
 import sys
 from pathlib import Path
 from llmt.config.data import DataConfig
-from llmt.data.prepare import prepare_shards
+from llmt.data.prepare import fingerprint_data, prepare_shards
 from llmt.tokenizers.bpe import train_bpe
 
 def stop(size, documents):
@@ -229,10 +253,10 @@ def test_a_killed_process_leaves_no_usable_half(tmp_path: Path, after: int) -> N
     assert [folder.name.startswith(".tmp-") for folder in left] == [True]
     tokenizer = train_bpe(["a few words to train on"], vocab_size=300)
     config = _config(path)
-    assert open_prepared(cache / fingerprint_data(config, tokenizer)[:16], fingerprint_data(config, tokenizer)) is None
+    assert open_prepared(cache / _fingerprint(config, tokenizer)[:16], _fingerprint(config, tokenizer)) is None
     resumed = prepare_shards(config, tokenizer, cache)
     assert not resumed.reused
-    assert _ids(resumed.train) == _ids(prepare_shards(config, tokenizer, tmp_path / "other").train)
+    assert _ids(resumed.train[0]) == _ids(prepare_shards(config, tokenizer, tmp_path / "other").train[0])
 
 
 def test_what_was_abandoned_a_day_ago_is_removed(tmp_path: Path, tokenizer: Tokenizer, text_folder: Folder) -> None:
@@ -249,25 +273,20 @@ def test_what_was_abandoned_a_day_ago_is_removed(tmp_path: Path, tokenizer: Toke
     assert (cache / ".tmp-new" / "train.tokens.bin").exists()
 
 
-def test_too_little_text_is_refused_with_the_figures(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Also when the shards were there already; a shorter block is the way out."""
-    path = tmp_path / "a.txt"
-    path.write_text("zq zq zq")
-    tokens = len(_encoded(["zq zq zq"], tokenizer))
-    for _ in range(2):
-        with pytest.raises(DataError) as error:
-            prepare_shards(_config(path, block_size=64, validation_split=0), tokenizer, tmp_path / "cache")
-        assert error.value.message == f"data.sources: {tokens} tokens to train on, a block of 64 needs 65"
-        assert error.value.hint == f"give more text, or --set data.block_size={tokens - 1}"
-    shorter = _config(path, block_size=tokens - 1, validation_split=0)
-    assert prepare_shards(shorter, tokenizer, tmp_path / "cache").reused
-
-
 def test_nothing_to_validate_on_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """A text of one character has no end that could be held out."""
     (tmp_path / "a.txt").write_text("狐")
-    with pytest.raises(DataError, match=r"data\.validation_split: 0\.05 of the text holds out nothing"):
+    with pytest.raises(DataError, match=r"data\.validation_split: so little text holds out nothing"):
         prepare_shards(_config(tmp_path / "a.txt", block_size=2), tokenizer, tmp_path / "cache")
+
+
+def test_nothing_left_to_train_on_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Where all that is there is held out as well."""
+    (tmp_path / "a.txt").write_text("one text")
+    (tmp_path / "b.txt").write_text("one text")
+    config = _config(tmp_path / "a.txt", validation_sources=[str(tmp_path / "b.txt")])
+    with pytest.raises(DataError, match="nothing is left to train on"):
+        prepare_shards(config, tokenizer, tmp_path / "cache")
 
 
 def test_a_failure_leaves_the_cache_empty(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -312,30 +331,92 @@ def test_two_processes_may_make_the_same_shards(tmp_path: Path, tokenizer: Token
 
     outer = prepare_shards(config, tokenizer, tmp_path / "cache", progress=other_process)
     assert (inner[0].reused, outer.reused) == (False, True)
-    assert _ids(outer.train) == _ids(inner[0].train)
+    assert _ids(outer.train[0]) == _ids(inner[0].train[0])
 
 
 def test_the_audit_counts_what_was_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Documents, bytes, repeats, lost characters, extremes and the held-out share."""
     texts = ["one two three " * 20, "äöü", "äöü", "lost \ufffd\ufffd"] + [f"text {number}" for number in range(21)]
     path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts) + "\n \n")
     prepared = prepare_shards(_config(path, validation_split=0.2), tokenizer, tmp_path / "cache")
-    audit, held = prepared.audit, prepared.validation
+    audit, held = prepared.text, prepared.validation
     assert held is not None
     size = sum(len(text.encode()) for text in texts)
-    assert (audit.documents, audit.text_bytes) == (25, size)
+    assert (audit.documents, audit.supervised, audit.text_bytes) == (25, 0, size)
+    assert audit.characters == sum(map(len, texts))
     assert (audit.shortest_bytes, audit.longest_bytes) == (6, 280)
-    assert (audit.duplicate_documents, audit.replacement_characters, audit.held_out_seen) == (1, 2, 0)
-    assert audit.tokens == prepared.train.targets + held.targets
+    assert audit.duplicates == Finding(1, [f"{path}:3"])
+    assert audit.replaced == Finding(2, [f"{path}:4"])
+    assert audit.empty == Finding(1, [f"{path}:26"])
+    assert audit.overlap == audit.bad == audit.spelled == Finding()
+    assert audit.tokens == prepared.train[0].targets + held.targets
     assert audit.bytes_per_token == pytest.approx(size / audit.tokens)
-    assert audit.held_out_share == pytest.approx(held.text_bytes / size)
-    assert prepared.train.text_bytes + held.text_bytes == size
-    assert prepared.notes == (
-        "20 % of the documents are held out, chosen by the hash of their text",
-        "1 of 25 documents repeat an earlier one",
-        "2 characters are U+FFFD: text was lost when it was decoded",
-    )
+    assert (audit.held_out_documents, audit.held_out_bytes) == (held.documents, held.text_bytes)
+    assert prepared.train[0].text_bytes + held.text_bytes == size
+    assert audit.end_of_text == 25 + 2
+    assert audit.largest_id == max(max(_ids(shards)) for shards in (prepared.train[0], held))
+    assert audit.formats == {str(path): "text (text)"}
+    assert prepared.notes == ("20 % of the documents are held out, chosen by the hash of their text",)
+
+
+def test_repeated_documents_can_be_left_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The first of each is kept, in both splits."""
+    texts = [f"text {number % 30}" for number in range(90)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    prepared = prepare_shards(_config(path, deduplicate=True, validation_split=0.2), tokenizer, tmp_path / "cache")
+    held = prepared.validation
+    assert held is not None
+    assert prepared.train[0].documents + held.documents == 30
+    assert (prepared.text.documents, prepared.text.duplicates.count, prepared.text.deduplicated) == (90, 60, 60)
+    assert prepared.text.duplicates.examples == [f"{path}:{line}" for line in (31, 32, 33)]
+
+
+def test_each_source_of_a_mixture_has_shards_of_its_own(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """And what is held out of each is validated on together."""
+    paths = []
+    for name in "ab":
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text("\n".join(json.dumps({"text": f"{name} {number}"}) for number in range(40)))
+    config = DataConfig(sources=tuple(map(str, paths)), mixture=(3, 1), block_size=16, validation_split=0.2)
+    prepared = prepare_shards(config, tokenizer, tmp_path / "cache")
+    held = prepared.validation
+    assert held is not None
+    assert sum(part.documents for part in prepared.train) + held.documents == 80
+    for part, name in zip(prepared.train, "ab", strict=True):
+        texts = [tokenizer.decode(part.document(number)[:-1].tolist()) for number in range(part.documents)]
+        assert all(text.startswith(f"{name} ") for text in texts)
+        assert part.place(0).startswith(str(tmp_path / f"{name}.jsonl"))
+    assert {held.place(number)[len(str(tmp_path)) + 1] for number in range(held.documents)} == {"a", "b"}
+
+
+def test_a_full_disk_publishes_nothing(tmp_path: Path, run_python: Callable[..., str]) -> None:
+    """A file may grow to 100 kB and no further: the error names the folder, and nothing is left in it."""
+    pytest.importorskip("resource")
+    path = tmp_path / "a.txt"
+    path.write_text("some words that are many\n" * 20_000)
+    said = run_python(_FULL, str(path), str(tmp_path / "cache"))
+    assert said.startswith("StorageError: writing token shards")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+_FULL = """
+import resource, signal, sys
+from pathlib import Path
+from llmt.config.data import DataConfig
+from llmt.data.prepare import fingerprint_data, prepare_shards
+from llmt.errors import StorageError
+from llmt.tokenizers.bpe import train_bpe
+
+tokenizer = train_bpe(["a few words to train on"], vocab_size=300)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    prepare_shards(DataConfig(sources=(sys.argv[1],), block_size=16), tokenizer, Path(sys.argv[2]))
+except StorageError as error:
+    print(f"StorageError: {error.message}")
+"""
 
 
 def test_real_text_survives_the_way_to_the_disk(tmp_path: Path) -> None:
@@ -347,7 +428,7 @@ def test_real_text_survives_the_way_to_the_disk(tmp_path: Path) -> None:
     texts = [path.read_bytes().decode().removeprefix("\ufeff") for path in paths]
     tokenizer = train_bpe([text[:50_000] for text in texts], vocab_size=1000)
     config = DataConfig.model_validate({"sources": [str(path) for path in paths], "validation_split": 0})
-    train = prepare_shards(config, tokenizer, tmp_path / "cache").train
+    train = prepare_shards(config, tokenizer, tmp_path / "cache").train[0]
     decoded = [tokenizer.decode(train.document(number)[:-1].tolist()) for number in range(train.documents)]
     assert decoded == texts
     assert np.max(train.tokens) < tokenizer.vocab_size

@@ -15,7 +15,7 @@ from llmt.errors import DataError, ModelFileError
 def _write(folder: Path, documents: list[list[int]], vocab_size: int, eos: int = 0) -> ShardSet:
     with ShardWriter(folder, "train", vocab_size=vocab_size, eos_token_id=eos) as writer:
         for ids in documents:
-            writer.add(ids, text_bytes=10)
+            writer.add([(ids, True)], text_bytes=10)
         writer.finish()
     return open_shards(folder, "train")
 
@@ -75,9 +75,9 @@ def test_shards_of_another_format_are_refused(tmp_path: Path) -> None:
     """A later llmt may write something else under the same names."""
     _write(tmp_path, [[1, 2, 3]], vocab_size=16)
     meta = json.loads((tmp_path / "train.json").read_text())
-    for change in ({"format": 2}, {"tokens": "5"}, {"tokens": None}, {"eos": True}):
+    for change in ({"format": 1}, {"tokens": "5"}, {"tokens": None}, {"eos": True}):
         (tmp_path / "train.json").write_text(json.dumps(meta | change))
-        with pytest.raises(ModelFileError, match="not shards of format 1"):
+        with pytest.raises(ModelFileError, match="not shards of format 2"):
             open_shards(tmp_path, "train")
 
 

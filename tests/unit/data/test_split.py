@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmt.data.split import FEW_DOCUMENTS, describe_split, hold_out
+from llmt.data.split import FEW_DOCUMENTS, describe_split, hold_out, survey
+from llmt.errors import DataError
 from llmt.text.documents import Document
 
 
@@ -15,7 +16,7 @@ def _documents(texts: list[str]) -> Iterator[Document]:
     return (Document(text, f"file:{number}") for number, text in enumerate(texts, 1))
 
 
-def _sides(texts: list[str], share: float) -> tuple[list[str], list[str]]:
+def _sides(texts: list[str], share: float | None) -> tuple[list[str], list[str]]:
     parts = list(hold_out(_documents(texts), share))
     return [part.text for part, held in parts if not held], [part.text for part, held in parts if held]
 
@@ -95,7 +96,58 @@ def test_no_more_than_the_first_documents_are_read_ahead() -> None:
 
 
 def test_the_split_is_described_as_it_is_done() -> None:
-    """One sentence for each of the three ways."""
-    assert "nothing is held out" in describe_split(0, 50)
-    assert "last 5 % of each text" in describe_split(0.05, FEW_DOCUMENTS - 1)
-    assert "5 % of the documents" in describe_split(0.05, FEW_DOCUMENTS)
+    """One sentence for each way."""
+    assert "nothing is held out" in describe_split(0, few=False)
+    assert "last 5 % of each text" in describe_split(0.05, few=True)
+    assert "5 % of the documents" in describe_split(0.05, few=False)
+    assert "last 10 % of each text" in describe_split(None, few=True)
+    assert "5 % of the documents" in describe_split(None, few=False)
+
+
+def test_the_default_is_a_twentieth_of_many_and_a_tenth_of_few() -> None:
+    """Few documents are a text each, of which 5 % would be little."""
+    texts = [f"text {number}" for number in range(20_000)]
+    assert _sides(texts, None) == _sides(texts, 0.05)
+    lines = [f"line {number:03d}\n" for number in range(100)]
+    assert _sides(["".join(lines)], None) == (["".join(lines[:90])], ["".join(lines[90:])])
+
+
+def test_prompts_and_conversations_are_not_cut() -> None:
+    """Of few of them the last ones are held out, whole; of one alone nothing is."""
+    for count, held in ((1, 0), (5, 1), (19, 2)):
+        documents = [Document(f"prompt {number} answer", "", prompt=8) for number in range(count)]
+        parts = list(hold_out(iter(documents), 0.1))
+        assert [part for part, _ in parts] == documents
+        assert [is_held for _, is_held in parts] == [number >= count - held for number in range(count)]
+
+
+@given(st.lists(st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=4), min_size=1, max_size=25))
+def test_long_texts_come_out_whole(texts: list[list[str]]) -> None:
+    """Their parts follow each other, all on one side where there are many documents; a survey changes nothing."""
+
+    def parts() -> Iterator[Document]:
+        for number, text in enumerate(texts):
+            for place, piece in enumerate(text):
+                yield Document(piece, f"{number}", more=place < len(text) - 1)
+
+    found = list(hold_out(parts(), 0.1))
+    assert found == list(hold_out(parts(), 0.1, survey(parts())))
+    joined: dict[str, str] = {}
+    for part, _ in found:
+        joined[part.source] = joined.get(part.source, "") + part.text
+    assert sorted(joined.items()) == sorted((str(number), "".join(text)) for number, text in enumerate(texts))
+    sides = {part.source: set() for part, _ in found}  # type: dict[str, set[bool]]
+    for part, held in found:
+        sides[part.source].add(held)
+    if len(texts) >= FEW_DOCUMENTS:
+        assert all(len(side) == 1 for side in sides.values())
+    open_parts = {(part.source, held) for part, held in found if part.more}
+    for source, held in open_parts:  # each side of a text ends
+        last = [part for part, is_held in found if (part.source, is_held) == (source, held)][-1]
+        assert not last.more
+
+
+def test_a_source_that_grew_is_noticed() -> None:
+    """After the survey."""
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(hold_out(_documents(["a b c", "d e f"]), 0.1, survey(_documents(["a b c"]))))

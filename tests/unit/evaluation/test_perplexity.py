@@ -11,6 +11,7 @@ import torch
 from llmt.config.model import ModelConfig
 from llmt.data.batch import Batch
 from llmt.data.loader import evaluation_batches
+from llmt.data.sequences import BlockSequences
 from llmt.data.shards import ShardSet
 from llmt.evaluation.perplexity import EvalReport, evaluate
 from llmt.models.transformer import TransformerLM
@@ -57,7 +58,7 @@ def _slow(model: TransformerLM, shards: ShardSet) -> float:
 def test_equals_the_slow_reference(model: TransformerLM, tokens: int) -> None:
     """The sum is that of the plain reference, every id but the first counted once, for sets of any size."""
     shards = _shards(tokens)
-    report = evaluate(model, evaluation_batches(shards, BLOCK, 4), text_bytes=shards.text_bytes)
+    report = evaluate(model, evaluation_batches(BlockSequences(shards, BLOCK), 4), text_bytes=shards.text_bytes)
     assert report.tokens == tokens - 1
     assert report.nats == pytest.approx(_slow(model, shards), rel=1e-6)
     assert report.loss == report.nats / (tokens - 1)
@@ -75,7 +76,7 @@ def test_documents_are_measured_apart(model: TransformerLM, offsets: tuple[int, 
         start = max((place - 1) // BLOCK * BLOCK, *(first - 1 for first in offsets[:-1] if first <= place))
         with torch.no_grad():
             nats -= float(model(torch.tensor([ids[start:place]]))[0, -1].log_softmax(-1)[ids[place]])
-    report = evaluate(model, evaluation_batches(shards, BLOCK, 2, document_mask=True), text_bytes=0)
+    report = evaluate(model, evaluation_batches(BlockSequences(shards, BLOCK, document_mask=True), 2), text_bytes=0)
     assert report.tokens == 39
     assert report.nats == pytest.approx(nats, rel=1e-6)
 
@@ -83,7 +84,10 @@ def test_documents_are_measured_apart(model: TransformerLM, offsets: tuple[int, 
 def test_batch_size_changes_nothing(model: TransformerLM) -> None:
     """Any batch size gives the same sum and the same count."""
     shards = _shards(200)
-    reports = [evaluate(model, evaluation_batches(shards, BLOCK, size), text_bytes=9) for size in (1, 3, 13, 100)]
+    reports = [
+        evaluate(model, evaluation_batches(BlockSequences(shards, BLOCK), size), text_bytes=9)
+        for size in (1, 3, 13, 100)
+    ]
     assert {report.tokens for report in reports} == {199}
     assert all(report.nats == pytest.approx(reports[0].nats, rel=1e-6) for report in reports)
 
@@ -104,8 +108,8 @@ def test_mode_and_weights_stay(model: TransformerLM, training: bool) -> None:
     model.train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     shards = _shards(50)
-    first = evaluate(model, evaluation_batches(shards, BLOCK, 4), text_bytes=0)
-    assert first == evaluate(model, evaluation_batches(shards, BLOCK, 4), text_bytes=0)
+    first = evaluate(model, evaluation_batches(BlockSequences(shards, BLOCK), 4), text_bytes=0)
+    assert first == evaluate(model, evaluation_batches(BlockSequences(shards, BLOCK), 4), text_bytes=0)
     assert model.training is training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -115,7 +119,7 @@ def test_mode_comes_back_after_a_failure(model: TransformerLM) -> None:
     """An error in the middle leaves the model in training mode."""
 
     def broken() -> Iterable[Batch]:
-        yield from evaluation_batches(_shards(20), BLOCK, 1)
+        yield from evaluation_batches(BlockSequences(_shards(20), BLOCK), 1)
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
@@ -126,7 +130,7 @@ def test_mode_comes_back_after_a_failure(model: TransformerLM) -> None:
 def test_progress_counts_tokens(model: TransformerLM) -> None:
     """Progress is told the tokens measured so far, up to all of them."""
     seen: list[int] = []
-    evaluate(model, evaluation_batches(_shards(100), BLOCK, 2), text_bytes=0, progress=seen.append)
+    evaluate(model, evaluation_batches(BlockSequences(_shards(100), BLOCK), 2), text_bytes=0, progress=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 99
 

@@ -1,16 +1,12 @@
-"""Packed bytes, and a subprocess for what needs a real standard input or its own memory."""
+"""Packed bytes."""
 
 import gzip
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pyarrow
 import pytest
 
 Pack = Callable[[str, bytes], bytes]
-Run = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -23,21 +19,3 @@ def pack() -> Pack:
         return bytes(pyarrow.Codec("zstd").compress(content, asbytes=True))
 
     return packed
-
-
-@pytest.fixture(scope="session")
-def run_python() -> Run:
-    """Run a piece of Python with these bytes as its standard input, offline; what it prints."""
-
-    def run(code: str, *arguments: str, stdin: bytes = b"") -> str:
-        shown = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            input=stdin,
-            capture_output=True,
-            check=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"},
-        )
-        assert shown.stderr == b""
-        return shown.stdout.decode().strip()
-
-    return run

@@ -102,9 +102,9 @@ def test_rows_without_text(tmp_path: Path) -> None:
 
 
 def test_a_saved_data_set_needs_no_prefix(folders: Path) -> None:
-    """A folder of tables is named in the hint; `open_texts` finds both."""
+    """A folder of parts is named in the hint; `open_texts` finds both."""
     assert _texts(str(folders / "saved")) == ROWS
-    assert _refused(str(folders / "parquet")).hint.endswith(f"hf:{folders / 'parquet'}")
+    assert f"hf:{folders / 'parquet'}" in _refused(str(folders / "parquet")).hint
     assert list(open_texts(str(folders / "parts"), split="test", max_samples=2)) == ROWS[:2]
 
 

@@ -93,13 +93,13 @@ def test_utf16_is_recognised(tmp_path: Path) -> None:
 
 def test_a_folder_is_read_sorted_without_hidden_and_foreign_files(tmp_path: Path) -> None:
     """Known suffixes in any case, folders inside it too; a blank file among others is passed over."""
-    for name in ("b.txt", "a/z.MD", "a/y.text", "c.jsonl", ".hidden.txt", ".git/d.txt", "e.py", "f.csv"):
+    for name in ("b.txt", "a/z.MD", "a/y.text", "c.jsonl", ".hidden.txt", ".git/d.txt", "e.py", "f.db", "a.b/x.md"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text('{"text": "row"}' if name.endswith("jsonl") else name)
     (tmp_path / "blank.txt").write_text(" \n")
     assert _texts(tmp_path) == [
-        ("y.text", "a/y.text"), ("z.MD", "a/z.MD"), ("b.txt", "b.txt"), ("c.jsonl:1", "row")
+        ("y.text", "a/y.text"), ("z.MD", "a/z.MD"), ("x.md", "a.b/x.md"), ("b.txt", "b.txt"), ("c.jsonl:1", "row")
     ]  # fmt: skip
 
 
@@ -135,11 +135,11 @@ def test_other_suffixes_are_read_if_they_are_text(tmp_path: Path) -> None:
         _texts(tmp_path / "b.dat")
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.txt.xz", "a.json", "a.PDF"])
+@pytest.mark.parametrize("name", ["a.xlsx", "a.db", "a.txt.xz", "a.npy", "a.PDF"])
 def test_other_formats_are_refused_by_name(tmp_path: Path, name: str) -> None:
     """The error says what this version reads."""
     (tmp_path / name).write_text("text")
-    with pytest.raises(DataError, match=r"this version reads \.txt, \.md and \.jsonl, not \."):
+    with pytest.raises(DataError, match=r"this version reads \.txt, \.md, .*\.parquet and \.arrow, not \."):
         open_documents([str(tmp_path / name)])
 
 
@@ -168,7 +168,7 @@ def test_a_file_without_text_is_refused(tmp_path: Path, name: str, content: str)
 def test_a_folder_without_text_says_what_is_supported(tmp_path: Path) -> None:
     """Also when it holds other files."""
     (tmp_path / "a.py").write_text("text")
-    with pytest.raises(DataError, match=r"this version reads \.txt, \.md and \.jsonl"):
+    with pytest.raises(DataError, match=r"this version reads \.txt, \.md, \.jsonl"):
         open_documents([str(tmp_path)])
 
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from llmt.config.model import ModelConfig
 from llmt.config.training import TrainingConfig
-from llmt.data.batch import Batch, make_batch
+from llmt.data.batch import IGNORED, Batch
 from llmt.data.loader import BatchLoader, evaluation_batches
+from llmt.data.mixture import TrainingSet
+from llmt.data.sequences import BlockSequences
 from llmt.data.shards import ShardSet
 from llmt.evaluation.perplexity import evaluate
 from llmt.models.base import BaseLanguageModel
@@ -61,6 +63,10 @@ def _periodic(tokens: int = 700) -> ShardSet:
     return ShardSet((np.arange(tokens) % V).astype("<u2"), np.array([1, tokens], dtype="<u8"), tokens, V, 0)
 
 
+def _blocks(shards: ShardSet, block: int, *, document_mask: bool = False) -> TrainingSet:
+    return TrainingSet((BlockSequences(shards, block, document_mask=document_mask),))
+
+
 def _network(seed: int = 1) -> TransformerLM:
     shape = ModelConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     model = TransformerLM(shape, V, 32)
@@ -71,13 +77,13 @@ def _network(seed: int = 1) -> TransformerLM:
 def _trainer(model: BaseLanguageModel, shards: ShardSet, block: int = 32, **limits: Any) -> Trainer:
     chosen = dataclasses.replace(LIMITS, **limits)
     optimizer = Optimizer(model, TrainingConfig(optimizer="adamw", weight_decay=0.0, learning_rate=0.01))
-    loader = BatchLoader(shards, block, chosen.micro_batch, 0)
+    loader = BatchLoader(_blocks(shards, block), chosen.micro_batch, 0)
     return Trainer(model, optimizer, loader, Schedule("constant", 1, 0), chosen, Nowhere(), 0)
 
 
 def test_a_model_that_knows_the_next_token_has_no_loss() -> None:
     """With the loader's labels the table of next tokens loses nothing, the table of the same tokens a lot."""
-    batches = list(evaluation_batches(_periodic(), 32, 4))
+    batches = list(evaluation_batches(BlockSequences(_periodic(), 32), 4))
     knows, copies = TableModel(50 * torch.eye(V).roll(1, 1)), TableModel(50 * torch.eye(V))
     assert evaluate(knows, batches, text_bytes=0).loss < 1e-6
     assert evaluate(copies, batches, text_bytes=0).loss > 40
@@ -85,7 +91,10 @@ def test_a_model_that_knows_the_next_token_has_no_loss() -> None:
 
 def test_the_same_model_on_unshifted_labels_loses_a_lot() -> None:
     """Labels equal to the inputs tell the two tables apart the other way round: the oracle sees a missing shift."""
-    wrong = [Batch(b.input_ids, b.input_ids, b.input_ids.numel()) for b in evaluation_batches(_periodic(), 32, 4)]
+    wrong = [
+        Batch(b.input_ids, b.input_ids, b.input_ids.numel())
+        for b in evaluation_batches(BlockSequences(_periodic(), 32), 4)
+    ]
     knows, copies = TableModel(50 * torch.eye(V).roll(1, 1)), TableModel(50 * torch.eye(V))
     assert evaluate(knows, wrong, text_bytes=0).loss > 40
     assert evaluate(copies, wrong, text_bytes=0).loss < 1e-6
@@ -96,7 +105,7 @@ def test_training_learns_the_next_token_and_not_the_same() -> None:
     model = _network()
     list(_trainer(model, _periodic()).run())
     right = copied = total = 0
-    for batch in evaluation_batches(_periodic(), 32, 8):
+    for batch in evaluation_batches(BlockSequences(_periodic(), 32), 8):
         counts = batch.labels != -100
         with torch.no_grad():
             said = model.eval()(batch.input_ids).argmax(-1)
@@ -120,7 +129,7 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
 class _Ragged:
     """Eight samples of different lengths, in order, in batches of any size."""
 
-    blocks = 8
+    count = 8
 
     def __init__(self, batch_size: int) -> None:
         rows = np.random.default_rng(5)
@@ -131,7 +140,13 @@ class _Ragged:
 
     def batches(self, start_sample: int = 0) -> Iterator[Batch]:
         for first in range(start_sample, 8, self._size):
-            yield make_batch(self._runs[first : first + self._size], 16, 0)
+            runs = self._runs[first : first + self._size]
+            input_ids = torch.zeros((len(runs), 16), dtype=torch.int64)
+            labels = torch.full((len(runs), 16), IGNORED)
+            for row, run in enumerate(runs):
+                ids = torch.from_numpy(run.astype(np.int64))
+                input_ids[row, : len(run) - 1], labels[row, : len(run) - 1] = ids[:-1], ids[1:]
+            yield Batch(input_ids, labels, sum(len(run) - 1 for run in runs))
 
 
 def _accumulated(micro: int) -> tuple[float, float, list[Tensor]]:
@@ -176,7 +191,7 @@ class _Untrained(BatchLoader):
     """Batches of 8 in which those that begin at certain samples have nothing to predict."""
 
     def __init__(self, empty: set[int]) -> None:
-        super().__init__(_periodic(), 32, 8, 0)
+        super().__init__(_blocks(_periodic(), 32), 8, 0)
         self._empty = empty
 
     def batch_at(self, start_sample: int) -> Batch:
@@ -233,7 +248,7 @@ def test_training_reads_documents_apart() -> None:
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
         trainer = _trainer(model, shards, max_steps=1)
-        trainer.loader = BatchLoader(shards, 32, 8, 0, document_mask=apart)
+        trainer.loader = BatchLoader(_blocks(shards, 32, document_mask=apart), 8, 0)
         batch = trainer.loader.batch_at(0)
         assert (batch.position_ids is not None) is apart
         expected = model.loss(batch.input_ids, batch.labels, batch.position_ids).mean()

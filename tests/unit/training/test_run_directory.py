@@ -75,14 +75,14 @@ def test_metrics_are_true(lab: Any) -> None:
     for line in lines:
         counted += next(batches).tokens
         assert line["tokens"] == counted
-        assert line["epoch"] == pytest.approx(line["step"] * 4 / run.trainer.loader.blocks)
+        assert line["epoch"] == pytest.approx(line["step"] * 4 / run.trainer.loader.count)
         assert line["loss"] > 0
         assert line["learning_rate"] == pytest.approx(0.01 * run.trainer.schedule.factor(line["step"] - 1))
         assert ("eval_loss" in line) is (line["step"] in (3, 6))
-    shards = run.prepared.corpus.data.validation
-    measured = evaluate(run.trainer.model, evaluation_batches(shards, 16, 4), text_bytes=shards.text_bytes)
+    held_out = run.prepared.corpus.data.validation
+    measured = evaluate(run.trainer.model, evaluation_batches(held_out, 4), text_bytes=held_out.text_bytes)
     assert lines[-1]["eval_loss"] == measured.loss
-    assert lines[-1]["eval_tokens"] == shards.targets
+    assert lines[-1]["eval_tokens"] == held_out.trained
     assert lines[-1]["eval_bits_per_byte"] == measured.bits_per_byte
 
 
@@ -91,7 +91,7 @@ def test_a_part_of_the_validation_has_no_bytes(lab: Any) -> None:
     run = lab.run(lab.config(training__max_steps=2, training__eval_batches=1), publish=True)
     assert run.reports[-1].evaluation.bits_per_byte is None
     result = json.loads((lab.root / "run" / "result.json").read_text())
-    assert result["validation_tokens"] == run.prepared.corpus.data.validation.targets
+    assert result["validation_tokens"] == run.prepared.corpus.data.validation.trained
     assert result["validation_bits_per_byte"] > 0
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from llmt.data.loader import count_blocks
 from llmt.training.trainer import total_steps
 
 
@@ -41,7 +40,7 @@ def test_epochs(lab: Any, epochs: float, accumulation: int, stop_after: int | No
     run = lab.run(config, stop_after=stop_after)
     if stop_after is not None:
         run = lab.run(config, resume=True)
-    blocks = count_blocks(run.prepared.corpus.data.train, 64)
+    blocks = run.prepared.corpus.data.train.count
     assert run.trainer.state.step == math.ceil(epochs * blocks / (4 * accumulation))
     if run.reports:
         assert run.reports[-1].epoch == pytest.approx(run.trainer.state.step * 4 * accumulation / blocks)
@@ -50,9 +49,9 @@ def test_epochs(lab: Any, epochs: float, accumulation: int, stop_after: int | No
 def test_one_pass_where_nothing_is_asked(lab: Any) -> None:
     """Without any limit the run is one epoch, and every target of the text was trained on."""
     run = lab.run(lab.config(data__block_size=64))
-    shards = run.prepared.corpus.data.train
-    assert run.trainer.state.step == math.ceil(count_blocks(shards, 64) / 4)
-    assert run.trainer.state.tokens >= shards.targets
+    train = run.prepared.corpus.data.train
+    assert run.trainer.state.step == math.ceil(train.count / 4)
+    assert run.trainer.state.tokens >= train.parts[0].trained
 
 
 @pytest.mark.parametrize("stop_after", [None, 3])
@@ -98,4 +97,4 @@ def test_a_longer_limit_goes_on(lab: Any) -> None:
 def test_total_steps(asked: dict[str, Any], expected: int) -> None:
     """The length of the schedule is the least of what steps, passes and tokens come to."""
     limits = {"max_steps": None, "epochs": None, "max_tokens": None} | asked
-    assert total_steps(samples_per_step=4, blocks=100, tokens_per_sample=16.0, **limits) == expected
+    assert total_steps(samples_per_step=4, samples=100, tokens_per_sample=16.0, **limits) == expected

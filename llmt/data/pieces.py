@@ -1,0 +1,27 @@
+"""a document -> the pieces of its text that are learnt, and those that are only read."""
+
+from typing import NamedTuple
+
+from llmt.text.documents import Document
+
+
+class Piece(NamedTuple):
+    """A piece of a document.
+
+    Attributes:
+        text: As it is written.
+        learnt: Its ids are predicted, not only read.
+        token_id: It is this token of the tokenizer's own, not text that is encoded.
+    """
+
+    text: str
+    learnt: bool
+    token_id: int | None = None
+
+
+def pieces_of(document: Document, *, train_on_prompt: bool) -> list[Piece]:
+    """A text as one piece; a prompt and its completion as two, unless both are learnt alike."""
+    if document.prompt is None:
+        return [Piece(document.text, True)]
+    prompt, completion = document.text[: document.prompt], document.text[document.prompt :]
+    return [Piece(prompt, train_on_prompt), Piece(completion, True)]
