@@ -39,8 +39,7 @@ Sets = Annotated[
 @with_settings(TrainConfig, only=_READ)
 def prepare(out: Output, given: list[Given], config: Config = None, sets: Sets = None) -> None:
     """Make token ids of text and keep them, as `llmt train` would; a run with the same text then starts at once."""
-    asked, corpus = _corpus(out, config, given, sets)
-    data = corpus.data
+    asked, corpus, data = _corpus(out, config, given, sets)
     data.audit.check_budgets(asked.data)
     values = {
         "directory": str(data.prepared.directory),
@@ -79,8 +78,7 @@ def inspect(
     """Show sequences as they are trained: what is learnt, what is only read, and what is padding."""
     from llmt.data.inspection import show_held_out, show_samples
 
-    asked, corpus = _corpus(out, config, given, sets)
-    data = corpus.data
+    asked, corpus, data = _corpus(out, config, given, sets)
     if not validation:
         shown = list(show_samples(data.train, corpus.tokenizer, asked.seed, start, rows))
     elif data.validation is None:
@@ -110,8 +108,7 @@ def audit(
     output: Annotated[str | None, typer.Option("--output", help="File that gets the audit as JSON.")] = None,
 ) -> None:
     """Say what a text holds and what would become of each token; with budgets, fail where one is passed."""
-    asked, corpus = _corpus(out, config, given, sets)
-    data = corpus.data
+    asked, corpus, data = _corpus(out, config, given, sets)
     values = {**data.audit.values(), "notes": [*corpus.notes, *data.notes]}
     if output is not None:
         _write(Path(output), values)
@@ -126,26 +123,33 @@ def audit(
 
 def _corpus(
     out: Output, config: str | None, given: list[Given], sets: list[str] | None
-) -> tuple[TrainConfig, "Corpus"]:
+) -> tuple[TrainConfig, "Corpus", "ReadyData"]:
     """The configuration and the text as `llmt train` would have them."""
     _, loaded = load_asked(config, given, sets or ())
     for note in loaded.notes:
         out.say(f"note: {note}")
+    from llmt.data.ready import ReadyData
     from llmt.training.build import with_sources, within_context
     from llmt.training.corpus import prepare_corpus
 
     asked = with_sources(loaded.config)
+    if asked.data.streaming:
+        raise UsageError(
+            "data.streaming: what is streamed is not prepared, so there is nothing to show", "--no-streaming"
+        )
     base = None if asked.base is None else Path(asked.base)
     asked, lines = within_context(asked, base)
     for line in lines:
         out.say(f"note: block_size {line.value}: {line.reason}")
     with progress_bar(out, "preparing") as bar:
-        return asked, prepare_corpus(
+        corpus = prepare_corpus(
             asked,
             cache_directory(asked.data.cache_dir),
             tokenizer_directory=base,
             progress=lambda what, done, total: bar.update(done, total, what),
         )
+    assert isinstance(corpus.data, ReadyData)
+    return asked, corpus, corpus.data
 
 
 def _figures(data: "ReadyData") -> list[tuple[str, Any]]:

@@ -98,6 +98,7 @@ def _context(asked: int | None, longest: int, trained: int | None) -> int:
 def _held_out(settings: EvalSettings, directory: Path, tokenizer: "Tokenizer", size: int) -> tuple["Sequences", str]:
     """The sequences to measure on, read and divided as those of the run were, and what they are called."""
     from llmt.checkpoints.runs import read_finished
+    from llmt.data.open import open_data
     from llmt.data.prepare import prepare_shards
     from llmt.data.ready import ready_data
 
@@ -112,17 +113,15 @@ def _held_out(settings: EvalSettings, directory: Path, tokenizer: "Tokenizer", s
             f"{directory}: was not trained here, so it has no held-out text", "llmt eval MODEL --data FILE"
         )
     data = load_run(ConfigSource(directory.name, path=path), environ={}).config.data
-    cache = cache_directory(data.cache_dir)
-    prepared = prepare_shards(data, tokenizer, cache / "shards")
+    opened = open_data(data.model_copy(update={"block_size": size}), tokenizer, cache_directory(data.cache_dir))
     run = read_finished(path.parent)
-    if run is not None and run.record.get("data_fingerprint") != prepared.fingerprint:
+    if run is not None and run.record.get("data_fingerprint") != opened.fingerprint:
         raise MismatchError(
             f"{directory}: the text of its run changed since", "put it back as it was, or llmt eval MODEL --data FILE"
         )
-    held_out = ready_data(data.model_copy(update={"block_size": size}), prepared, cache / "packed").validation
-    if held_out is None:
+    if opened.validation is None:
         raise ModelFileError(f"{directory}: its run held nothing out", "llmt eval MODEL --data FILE")
-    return held_out, f"held-out part of {', '.join(data.sources)}"
+    return opened.validation, f"held-out part of {', '.join(data.sources)}"
 
 
 def _data_to_measure(settings: EvalSettings, trained: DataConfig, size: int) -> DataConfig:

@@ -8,9 +8,9 @@ import typer
 
 from llmt.cli.options import with_settings
 from llmt.cli.output import Output
-from llmt.config.data import BUILTIN
 from llmt.config.layers import Given
 from llmt.config.load import load_task
+from llmt.config.names import BUILTIN
 from llmt.config.tasks import TokenizerInspectSettings
 from llmt.errors import UsageError
 

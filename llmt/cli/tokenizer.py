@@ -14,9 +14,9 @@ from llmt.cli.inspect import inspect
 from llmt.cli.options import with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import Bar, progress_bar
-from llmt.config.data import BUILTIN
 from llmt.config.layers import Given
 from llmt.config.load import load_task
+from llmt.config.names import BUILTIN
 from llmt.config.tasks import TokenizerTrainSettings
 from llmt.config.tokenizer import TokenizerTraining
 from llmt.errors import UsageError

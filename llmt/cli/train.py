@@ -16,7 +16,7 @@ from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, find_source, load_run
 from llmt.config.run import TrainConfig
 from llmt.errors import Interrupted, UsageError
-from llmt.units import format_count, format_duration, format_size
+from llmt.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from llmt.training.build import Prepared
@@ -132,11 +132,10 @@ def _prepare(out: Output, asked: TrainConfig, directory: Path, base: Path | None
 def _show_plan(out: Output, prepared: "Prepared") -> None:
     """The plan with its reasons; the result itself under `--plan`."""
     data, plan = prepared.corpus.data, prepared.plan
-    audit = data.audit.text
     model = f"{format_count(prepared.work.parameters)} parameters, vocabulary {prepared.work.vocab_size:,}"
     if prepared.config.lora.enabled:
         model += f", adapter of rank {prepared.config.lora.r}"
-    text = f"{audit.documents:,} documents, {format_size(audit.text_bytes)}, {audit.tokens:,} tokens"
+    text = data.describe()
     if out.as_json:
         out.json({"model": model, "data": text, "notes": [*prepared.corpus.notes, *data.notes], **plan.values()})
         return

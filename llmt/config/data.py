@@ -14,8 +14,8 @@ Column = Literal["messages", "prompt", "completion", "instruction", "input", "ou
 COLUMNS: tuple[str, ...] = get_args(Column)
 """What `data.columns` may map; the column of plain text is `data.text_column`."""
 
-BUILTIN = "builtin"
-BUILTIN_INSTRUCTIONS = "builtin:instructions"
+BUDGETS = ("max_dropped", "max_truncated", "max_duplicates", "max_unknown", "max_overlap")
+"""Settings that bound what the audit of prepared text finds."""
 
 
 class DataConfig(Section):
@@ -99,6 +99,10 @@ class DataConfig(Section):
     """Attention stays inside each document of a sequence, and positions begin anew with it. None does so where
     documents are packed, not in blocks, which are then read as one text with end-of-text ids in it."""
 
+    streaming: Flag = False
+    """Train on text as it is read, in its order, without preparing it; for text that is too much to be kept. Needs a
+    tokenizer, and `validation_sources` or `validation_split` 0. A resume goes on where the run was."""
+
     max_dropped: Number | None = Field(None, ge=0, le=1)
     """Stop where a larger share of the tokens is left out, truncated ones not counted."""
 
@@ -140,6 +144,26 @@ class DataConfig(Section):
             raise ValueError("format text has no parts: leave columns and prompt_template out")
         if self.format == "conversation" and self.prompt_template:
             raise ValueError("format conversation has no prompt_template: name a chat_template")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_alone(self) -> Self:
+        if not self.streaming:
+            return self
+        if not self.validation_sources and self.validation_split != 0:
+            raise ValueError("streaming holds nothing out by itself: name validation_sources, or validation_split 0")
+        whole = {
+            "mixture": bool(self.mixture),
+            "deduplicate": self.deduplicate,
+            "max_samples": self.max_samples is not None,
+            "skip_bad": self.skip_bad > 0,
+            "packing": self.packing in ("best_fit", "none"),
+            "truncation": self.truncation != "split",
+        }
+        budgets = {name: value is not None for name, value in self if name in BUDGETS}
+        clash = next((name for name, value in (whole | budgets).items() if value), None)
+        if clash is not None:
+            raise ValueError(f"streaming and {clash}: a stream is read once, in its order, and cut into blocks")
         return self
 
     @model_validator(mode="after")

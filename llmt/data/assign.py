@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmt.config.data import BUILTIN, DataConfig
+from llmt.config.data import DataConfig
+from llmt.config.names import BUILTIN
 from llmt.data.findings import DocumentDigest, Finding
 from llmt.data.split import Survey, describe_split, hold_out, survey
 from llmt.text.documents import Document

@@ -25,6 +25,7 @@ class TextAudit:
     Attributes:
         documents: Texts that were read and held something, before any was left out or cut.
         supervised: Those with a prompt or with turns, of which only a part is learnt.
+        conversations: Those with turns.
         characters: Their characters.
         text_bytes: Their size.
         tokens: Ids to be predicted in both splits, end-of-text ids among them.
@@ -50,6 +51,7 @@ class TextAudit:
 
     documents: int
     supervised: int
+    conversations: int
     characters: int
     text_bytes: int
     tokens: int

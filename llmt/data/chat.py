@@ -3,14 +3,14 @@
 import hashlib
 import json
 import re
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from threading import Timer
-from typing import NamedTuple
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple
 
 from llmt.data.pieces import Piece
 from llmt.errors import DataError
@@ -40,6 +40,7 @@ START_SECONDS = 60.0
 _BEGIN, _END, _PLAIN = "\ufdd0", "\ufdd1", "\ufdd2"
 _MARKS = re.compile(f"[{_BEGIN}{_END}{_PLAIN}]")
 _SPANS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_AT_ONCE = 64
 _HINT = "correct the template, or name another: --chat-template FILE"
 
 
@@ -48,6 +49,18 @@ class Span(NamedTuple):
 
     start: int
     end: int
+
+
+class Written(NamedTuple):
+    """What a template made of a conversation.
+
+    Attributes:
+        text: All of it.
+        spans: What is learnt.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
 
 
 class ChatWriter:
@@ -99,43 +112,34 @@ class ChatSession:
         setup = {"template": template, "has_spans": self._has_spans, "values": tokenizer.special_tokens}
         self._setup = json.dumps(setup).encode()
         self._seconds = seconds
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: _Child | None = None
 
     def __call__(self, conversations: Sequence[Sequence[Message]]) -> list[Sequence[Piece] | DataError]:
         """The pieces of each, or why it cannot be written."""
         found: list[Sequence[Piece] | DataError] = []
-        for messages in conversations:
-            try:
-                text, spans = self.write(messages)
-                found.append(self._cut(text, spans))
-            except DataError as error:
-                found.append(error)
+        for written in self.write(conversations):
+            found.append(written if isinstance(written, DataError) else self._cut(written))
         return found
 
-    def write(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """What the template makes of a conversation, and which characters of it are learnt.
+    def write(self, conversations: Sequence[Sequence[Message]]) -> "list[Written | DataError]":
+        """What the template makes of each conversation, and which characters of it are learnt; or why nothing.
 
         A U+FDD2 stands inside of what only looks like a control token.
-
-        Raises:
-            DataError: The template refuses it, takes too long, or changes what the assistant says.
         """
-        if any(_MARKS.search(message.content) for message in messages):
-            raise DataError("a turn holds U+FDD0, U+FDD1 or U+FDD2, which are no characters", "take them out")
-        messages = [Message(message.role, self._plain(message.content)) for message in messages]
-        text, spans = self._render(messages)
-        return (text, spans) if self._has_spans else (text, self._find_spans(messages, text))
+        plain = [[Message(role, self._plain(content)) for role, content in messages] for messages in conversations]
+        found = self._render(plain)
+        for number, messages in enumerate(conversations):
+            if any(_MARKS.search(message.content) for message in messages):
+                found[number] = DataError(
+                    "a turn holds U+FDD0, U+FDD1 or U+FDD2, which are no characters", "take them out"
+                )
+        return found if self._has_spans else self._with_spans(plain, found)
 
     def close(self) -> None:
         """End the process."""
         child, self._child = self._child, None
         if child is not None:
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
-                assert pipe is not None
-                with suppress(OSError):  # what was not written yet never will be
-                    pipe.close()
+            child.end()
 
     def _plain(self, content: str) -> str:
         """The content with a mark inside of each control token that it spells."""
@@ -148,33 +152,51 @@ class ChatSession:
         names = sorted(self._control, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names))) if names else None
 
-    def _find_spans(self, messages: Sequence[Message], text: str) -> list[Span]:
-        """Where the assistant's turns stand in `text`, each with what ends it.
+    def _with_spans(
+        self, conversations: Sequence[Sequence[Message]], found: "list[Written | DataError]"
+    ) -> "list[Written | DataError]":
+        """The same with the assistant's turns as spans, each with what ends it.
 
-        They are marked as they are, and if the template strips them, inside of their white space.
+        They are marked as they are, and where the template strips them, inside of their white space.
         """
-        turns = sum(message.role == "assistant" for message in messages)
+        found = list(found)
+        left = [number for number, written in enumerate(found) if not isinstance(written, DataError)]
         for is_whole in (True, False):
-            marked, _ = self._render([_marked(message, is_whole=is_whole) for message in messages])
-            found, spans = _take_marks(marked)
-            if found == text and len(spans) == turns:
-                ending = self._ending
-                return [Span(start, end + len(ending) * text.startswith(ending, end)) for start, end in spans]
-        raise DataError(
-            f"{self._name} changes or leaves out what the assistant says, so what is to be learnt cannot be told",
-            "put {% generation %} around it in the template, or --train-on-prompt",
-        )
+            marked = [[_marked(message, is_whole=is_whole) for message in conversations[number]] for number in left]
+            missing = []
+            for number, written in zip(left, self._render(marked), strict=True):
+                plain = found[number]
+                assert not isinstance(plain, DataError)
+                turns = sum(message.role == "assistant" for message in conversations[number])
+                spans = () if isinstance(written, DataError) else _spans_of(written.text, plain.text, turns)
+                if spans:
+                    found[number] = Written(plain.text, self._ended(plain.text, spans))
+                else:
+                    missing.append(number)
+            left = missing
+        for number in left:
+            found[number] = DataError(
+                f"{self._name} changes or leaves out what the assistant says, so what is to be learnt cannot be told",
+                "put {% generation %} around it in the template, or --train-on-prompt",
+            )
+        return found
+
+    def _ended(self, text: str, spans: Sequence[Span]) -> tuple[Span, ...]:
+        ending = self._ending
+        return tuple(Span(start, end + len(ending) * text.startswith(ending, end)) for start, end in spans)
 
     @cached_property
     def _ending(self) -> str:
         """What follows a turn of the assistant up to the end of its first control token, or else before white space."""
         question, answer = Message("user", "a"), Message("assistant", f"{_BEGIN}b{_END}")
-        rest = self._render([question, answer])[0].partition(_END)[2]
+        (written,) = self._render([[question, answer]])
+        rest = "" if isinstance(written, DataError) else written.text.partition(_END)[2]
         match = self._control_pattern.search(rest) if self._control_pattern is not None else None
         return rest[: match.end()] if match else rest.rstrip()
 
-    def _cut(self, text: str, spans: Sequence[Span]) -> list[Piece]:
+    def _cut(self, written: "Written") -> list[Piece]:
         """The text at the ends of spans and around control tokens."""
+        text, spans = written
         edges = {0, len(text), *(edge for span in spans for edge in span)}
         tokens = dict[int, str]()
         if self._control_pattern is not None:
@@ -191,33 +213,82 @@ class ChatSession:
                 pieces.append(Piece(text[start:end].replace(_PLAIN, ""), learnt))
         return pieces
 
-    def _render(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        data = json.dumps([{"role": message.role, "content": message.content} for message in messages]).encode()
+    def _render(self, conversations: Sequence[Sequence[Message]]) -> "list[Written | DataError]":
+        found: list[Written | DataError] = []
+        while len(found) < len(conversations):
+            found += self._answers(conversations[len(found) : len(found) + _AT_ONCE])
+        return found
+
+    def _answers(self, conversations: Sequence[Sequence[Message]]) -> "list[Written | DataError]":
+        """The answers of the process for some conversations; fewer where one of them ended it."""
         seconds = self._seconds
-        sent = [data]
         if self._child is None:
-            self._child = start_child("llmt.data.chat_child")
+            self._child = _Child(self._setup)
             seconds += START_SECONDS
-            sent.insert(0, self._setup)
-        late = Timer(seconds, self._child.kill)
-        late.start()
-        try:
-            for part in sent:
-                send(self._child.stdin, part)
-            answer = receive(self._child.stdout)
-        except OSError:  # nobody is there
-            answer = None
-        finally:
-            is_late = not late.is_alive()
-            late.cancel()
-        if answer is None:
-            self.close()
-            why = f"takes more than {self._seconds:g} s" if is_late else "ended its process"
-            raise DataError(f"{self._name} {why} for this conversation", _HINT)
-        found = json.loads(answer)
-        if "error" in found:
-            raise DataError(f"{self._name} refuses this conversation: {found['error']}", _HINT)
-        return found["text"], [Span(*span) for span in found["spans"]]
+        self._child.ask([[message._asdict() for message in messages] for messages in conversations])
+        found: list[Written | DataError] = []
+        for _ in conversations:
+            try:
+                answer = self._child.answer(seconds)
+            except (OSError, Empty) as error:
+                self.close()
+                why = f"takes more than {self._seconds:g} s" if isinstance(error, Empty) else "ended its process"
+                found.append(DataError(f"{self._name} {why} for this conversation", _HINT))
+                break
+            seconds = self._seconds
+            if "error" in answer:
+                said = answer["error"]
+                found.append(DataError(f"{self._name} refuses this conversation: {said}", _HINT))
+            else:
+                found.append(Written(answer["text"], tuple(Span(*span) for span in answer["spans"])))
+        return found
+
+
+class _Child:
+    """The process that runs a template, and a thread that waits for what it says."""
+
+    def __init__(self, setup: bytes) -> None:
+        self._process = start_child("llmt.data.chat_child")
+        self._said: SimpleQueue[bytes | None] = SimpleQueue()
+        self._first = setup
+        Thread(target=self._listen, name="llmt-chat", daemon=True).start()
+
+    def ask(self, conversations: Sequence[Any]) -> None:
+        """Send some conversations; each gets an answer."""
+        with suppress(OSError):  # nobody is there, which the answer will tell
+            if self._first:
+                send(self._process.stdin, self._first)
+                self._first = b""
+            send(self._process.stdin, json.dumps(conversations).encode())
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        """The next answer.
+
+        Raises:
+            Empty: It took longer.
+            OSError: The process ended.
+        """
+        said = self._said.get(timeout=seconds)
+        if said is None:
+            raise OSError("the process ended")
+        answer: dict[str, Any] = json.loads(said)
+        return answer
+
+    def end(self) -> None:
+        """Kill the process, and wait until it is gone."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(OSError):  # what was not written yet never will be
+            self._process.stdin.close()
+
+    def _listen(self) -> None:
+        pipe = self._process.stdout
+        assert pipe is not None
+        with pipe:
+            while (said := receive(pipe)) is not None:
+                self._said.put(said)
+        self._said.put(None)
 
 
 def _marked(message: Message, *, is_whole: bool) -> Message:
@@ -230,8 +301,8 @@ def _marked(message: Message, *, is_whole: bool) -> Message:
     return Message(message.role, f"{content[:start]}{_BEGIN}{content[start:end]}{_END}{content[end:]}")
 
 
-def _take_marks(marked: str) -> tuple[str, list[Span]]:
-    """The text without marks, and what stood between them."""
+def _spans_of(marked: str, text: str, turns: int) -> tuple[Span, ...]:
+    """What stands between marks, if without them it is the text and there are so many; otherwise nothing."""
     spans: list[Span] = []
     parts: list[str] = []
     place, begin = 0, None
@@ -244,4 +315,4 @@ def _take_marks(marked: str) -> tuple[str, list[Span]]:
         else:
             parts.append(part)
             place += len(part)
-    return "".join(parts), spans
+    return tuple(spans) if "".join(parts) == text and len(spans) == turns else ()

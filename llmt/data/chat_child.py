@@ -16,7 +16,7 @@ MAX_TEXT = 64_000_000
 
 
 def serve() -> None:
-    """Answer `{template, values}` first, then a list of messages each time, with `{text, spans}` or `{error}`."""
+    """Take `{template, has_spans, values}`, then conversations; answer `{text, spans}` or `{error}` to each."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -30,12 +30,13 @@ def serve() -> None:
     )  # fmt: skip
     limit_memory()
     while (data := receive(sys.stdin.buffer)) is not None:
-        try:
-            answer = _render(render_jinja_template, setup, json.loads(data))
-        except failures as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            answer = {"error": said[:300]}
-        send(sys.stdout.buffer, json.dumps(answer).encode())
+        for messages in json.loads(data):
+            try:
+                answer = _render(render_jinja_template, setup, messages)
+            except failures as error:
+                said = " ".join(str(error).split()) or type(error).__name__
+                answer = {"error": said[:300]}
+            send(sys.stdout.buffer, json.dumps(answer).encode())
 
 
 def _render(render: Any, setup: dict[str, Any], messages: list[dict[str, str]]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class TextCounter:
     """
 
     def __init__(self, directory: Path, control: Sequence[str] = ()) -> None:
-        self.documents = self.supervised = 0
+        self.documents = self.supervised = self.conversations = 0
         self.text_bytes = self.characters = self.shortest_bytes = self.longest_bytes = 0
         self.replaced = Finding()
         self.spelled = Finding()
@@ -126,6 +126,7 @@ class TextCounter:
         self.longest_bytes = max(self.longest_bytes, self._size)
         self.documents += 1
         self.supervised += document.prompt is not None or bool(document.messages)
+        self.conversations += bool(document.messages)
         self._size = 0
         self._pending.append(digest)
         with storage_errors("writing digests", self._paths[0]):

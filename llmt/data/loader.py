@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from llmt.data.batch import IGNORED, Batch
 from llmt.data.mixture import TrainingSet
 from llmt.data.sequences import Sequences
+from llmt.errors import MismatchError
 
 _AHEAD_PER_WORKER = 2
 
@@ -54,6 +56,22 @@ class BatchLoader:
     def count(self) -> int:
         """Samples in an epoch."""
         return self.samples.count
+
+    def epoch(self, samples: int) -> float:
+        """Passes over the text after so many samples."""
+        return samples / self.count
+
+    def position(self) -> None:
+        """Nothing: where these batches go on is told by the number of the sample."""
+
+    def go_to(self, position: dict[str, Any] | None) -> None:
+        """Nothing has to be done; see `position`.
+
+        Raises:
+            MismatchError: A place in a stream is given.
+        """
+        if position is not None:
+            raise MismatchError("the checkpoint belongs to a run that streams its text", "start the run anew")
 
     def batch_at(self, start_sample: int) -> Batch:
         """The `(B, T)` batch of the samples `start_sample` to `start_sample + B - 1`."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from llmt.checkpoints.atomic import StagedDirectory, staged_directory
 from llmt.checkpoints.files import storage_errors
-from llmt.config.data import BUILTIN, DataConfig
+from llmt.config.data import DataConfig
+from llmt.config.names import BUILTIN
 from llmt.data.assign import Assignment, Place
 from llmt.data.audit import TextAudit
 from llmt.data.chat import ChatWriter
@@ -241,6 +242,7 @@ def _audit(
     return TextAudit(
         documents=counter.documents,
         supervised=counter.supervised,
+        conversations=counter.conversations,
         characters=counter.characters,
         text_bytes=counter.text_bytes,
         tokens=sum(writer.count - 1 for writer in each),

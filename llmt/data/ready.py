@@ -14,12 +14,14 @@ from llmt.checkpoints.manifest import manifest_problems, read_manifest
 from llmt.checkpoints.reading import read_json
 from llmt.config.data import DataConfig
 from llmt.data.audit import DataAudit, PackingAudit
+from llmt.data.loader import BatchLoader
 from llmt.data.mixture import TrainingSet
 from llmt.data.packing import Packed, block_audit, pack
 from llmt.data.sequences import BlockSequences, PackedSequences, Sequences
 from llmt.data.shards import ShardSet, map_array
 from llmt.data.store import PreparedData, discard, remove_abandoned
 from llmt.errors import DataError, ModelFileError, StorageError
+from llmt.units import format_size
 
 Packing = Literal["blocks", "best_fit", "none"]
 
@@ -47,6 +49,21 @@ class ReadyData:
     audit: DataAudit
 
     @property
+    def samples(self) -> int:
+        """Samples in an epoch."""
+        return self.train.count
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Labels of a sample on average."""
+        return self.train.tokens_per_sample
+
+    @property
+    def masks(self) -> bool:
+        """Attention stays inside each document."""
+        return self.train.masks
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of content, tokenizer and options."""
         return self.prepared.fingerprint
@@ -54,9 +71,22 @@ class ReadyData:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done and what is worth knowing, one sentence each."""
-        return *self.prepared.notes, self._describe(), *self.audit.notes()
+        return *self.prepared.notes, self._divided(), *self.audit.notes()
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
+        """What is trained on, in a phrase."""
+        text = self.audit.text
+        return f"{text.documents:,} documents, {format_size(text.text_bytes)}, {text.tokens:,} tokens"
+
+    def loader(self, batch_size: int, seed: int, num_workers: int, pin_memory: bool) -> BatchLoader:
+        """Batches in the order of a seed."""
+        return BatchLoader(self.train, batch_size, seed, num_workers, pin_memory)
+
+    def audit_values(self) -> dict[str, Any]:
+        """The content of `audit.json`."""
+        return {**self.audit.values(), "notes": list(self.notes)}
+
+    def _divided(self) -> str:
         """How the text is divided, in a sentence."""
         size, packing = self.train.block_size, self.audit.packing
         what = {

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from llmt.config.data import BUILTIN, BUILTIN_INSTRUCTIONS
+from llmt.config.names import BUILTIN, BUILTIN_INSTRUCTIONS
 from llmt.errors import DataError
 from llmt.text.compressed import PACKED_SUFFIXES, suffixes, unreadable
 

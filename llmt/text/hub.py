@@ -23,13 +23,14 @@ _LOUD = ("datasets", "huggingface_hub", "fsspec")
 _READ_BYTES = 1 << 20
 
 
-def read_data_set_rows(name: str, reading: Reading, choose: Choose | None = None) -> Iterator[Row]:
+def read_data_set_rows(name: str, reading: Reading, choose: Choose | None = None, start: int = 0) -> Iterator[Row]:
     """Its rows, in the order of the data set.
 
     Args:
         name: A name on the hub, a folder of tables, or a folder that `save_to_disk` wrote.
         reading: The configuration and the split.
         choose: Which columns are read; None reads all.
+        start: The first row, from 0.
 
     Raises:
         DataError: No such configuration or split; a damaged file; what `choose` raises.
@@ -42,8 +43,8 @@ def read_data_set_rows(name: str, reading: Reading, choose: Choose | None = None
         known = rows.column_names  # None where nothing but reading tells
         if known is not None and choose is not None:
             rows = rows.select_columns(list(choose(known)))
-        batches = _batches(rows)
-    number = 0
+        batches = _batches(rows.skip(start) if start else rows)
+    number = start
     while True:
         with _plain_errors(name, reading), _quiet():
             batch = next(batches, None)

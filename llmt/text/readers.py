@@ -5,13 +5,15 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from llmt.config.data import EncodingErrors
 from llmt.errors import DataError
 from llmt.text.compressed import open_unpacked, packing_of
 from llmt.text.reading import PLAIN, Reading
 from llmt.text.rows import Row
+
+if TYPE_CHECKING:
+    from llmt.config.data import EncodingErrors
 
 PIECE_BYTES = 1 << 20
 MAX_LINE_BYTES = 256_000_000
@@ -21,7 +23,7 @@ _FORMATS_HINT = "give UTF-8 text: .txt, .md or .jsonl"
 _JSON_HINT = "write one object on each line"
 
 
-def read_pieces(path: Path, encoding_errors: EncodingErrors = "strict") -> Iterator[str]:
+def read_pieces(path: Path, encoding_errors: "EncodingErrors" = "strict") -> Iterator[str]:
     """The text of a whole file in pieces of up to a million characters, its line ends as they are.
 
     Raises:
@@ -32,7 +34,7 @@ def read_pieces(path: Path, encoding_errors: EncodingErrors = "strict") -> Itera
         yield from decode(stream, str(path), encoding_errors)
 
 
-def decode(stream: BinaryIO, name: str, encoding_errors: EncodingErrors) -> Iterator[str]:
+def decode(stream: BinaryIO, name: str, encoding_errors: "EncodingErrors") -> Iterator[str]:
     """The text of a stream of UTF-8, in pieces of up to a million characters, without a byte order mark.
 
     Args:
@@ -63,12 +65,13 @@ def decode(stream: BinaryIO, name: str, encoding_errors: EncodingErrors) -> Iter
             return
 
 
-def read_json_lines(path: Path, reading: Reading = PLAIN) -> Iterator[Row]:
+def read_json_lines(path: Path, reading: Reading = PLAIN, start: int = 0) -> Iterator[Row]:
     """One row for each line that is not blank; lines end at LF alone.
 
     Args:
         path: A file with one JSON object on each line.
         reading: How bad bytes are treated.
+        start: The first row, from 0; lines before it are not looked into.
 
     Raises:
         DataError: A line longer than 256 MB; a damaged packing.
@@ -80,6 +83,10 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Iterator[Row]:
             place = f"{path}:{number}"
             if len(content) > MAX_LINE_BYTES:
                 raise DataError(f"{place}: a line of more than {MAX_LINE_BYTES // 1_000_000} MB", _JSON_HINT)
+            if start:
+                start -= bool(content.decode("utf-8", "replace").removeprefix(_MARK).strip())
+                offset += len(content)
+                continue
             try:
                 line = _decode_line(content, str(path), offset, reading.encoding_errors).removeprefix(_MARK)
                 if line.strip():
@@ -91,7 +98,7 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Iterator[Row]:
             offset += len(content)
 
 
-def _decode_line(content: bytes, name: str, offset: int, encoding_errors: EncodingErrors) -> str:
+def _decode_line(content: bytes, name: str, offset: int, encoding_errors: "EncodingErrors") -> str:
     try:
         return content.decode("utf-8", encoding_errors)
     except UnicodeDecodeError as error:
@@ -108,7 +115,7 @@ def _not_utf8(content: bytes, start: int, name: str, offset: int) -> DataError:
     return DataError(place, "save it as UTF-8, or add --encoding-errors replace")
 
 
-def checked_object(value: object, place: str, encoding_errors: EncodingErrors, hint: str) -> dict[str, object]:
+def checked_object(value: object, place: str, encoding_errors: "EncodingErrors", hint: str) -> dict[str, object]:
     """What JSON gave for a row, if it is one and all of it is text that can be written.
 
     Raises:
@@ -119,7 +126,7 @@ def checked_object(value: object, place: str, encoding_errors: EncodingErrors, h
     return {name: _mended(part, f"{place}: field {name!r}", encoding_errors) for name, part in value.items()}
 
 
-def _object(line: str, place: str, encoding_errors: EncodingErrors) -> dict[str, object]:
+def _object(line: str, place: str, encoding_errors: "EncodingErrors") -> dict[str, object]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -129,7 +136,7 @@ def _object(line: str, place: str, encoding_errors: EncodingErrors) -> dict[str,
     return checked_object(row, place, encoding_errors, 'write {"text": "..."} on each line')
 
 
-def _mended(value: object, place: str, encoding_errors: EncodingErrors) -> object:
+def _mended(value: object, place: str, encoding_errors: "EncodingErrors") -> object:
     """The value without halves of characters, also inside lists and objects."""
     if isinstance(value, str):
         return _without_surrogates(value, place, encoding_errors)
@@ -140,7 +147,7 @@ def _mended(value: object, place: str, encoding_errors: EncodingErrors) -> objec
     return value
 
 
-def _without_surrogates(text: str, place: str, encoding_errors: EncodingErrors) -> str:
+def _without_surrogates(text: str, place: str, encoding_errors: "EncodingErrors") -> str:
     """JSON can spell half of a character (an escaped `d800`), which no UTF-8 text can hold."""
     try:
         text.encode()

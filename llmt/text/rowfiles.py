@@ -24,13 +24,14 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _CUT_CHARACTERS = 16
 
 
-def read_rows(path: Path, reading: Reading, choose: Choose | None = None) -> Iterator[Row]:
+def read_rows(path: Path, reading: Reading, choose: Choose | None = None, start: int = 0) -> Iterator[Row]:
     """The rows of a file by its suffix, packed or not; about a row, or a few hundred of a table, are held.
 
     Args:
         path: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow or .feather.
         reading: How bad bytes are treated; told of rows that hold nothing.
         choose: Which columns of a table are read; None reads all.
+        start: The first row, from 0; lines before it are not looked into, groups of rows before it not read.
 
     Raises:
         DataError: The file is not what its name says, or damaged where the rows after it cannot be found; what
@@ -40,12 +41,10 @@ def read_rows(path: Path, reading: Reading, choose: Choose | None = None) -> Ite
     """
     suffix = suffixes(path)[0]
     if suffix in _DELIMITERS:
-        return _read_separated(path, reading, choose, _DELIMITERS[suffix])
-    if suffix == ".json":
-        return read_json_lines(path, reading) if _has_lines(path) else _read_json(path, reading)
-    if suffix in (".jsonl", ".ndjson"):
-        return read_json_lines(path, reading)
-    return read_table(path, choose)
+        return islice(_read_separated(path, reading, choose, _DELIMITERS[suffix]), start, None)
+    if suffix in (".jsonl", ".ndjson") or (suffix == ".json" and _has_lines(path)):
+        return read_json_lines(path, reading, start)
+    return islice(_read_json(path, reading), start, None) if suffix == ".json" else read_table(path, choose, start)
 
 
 def _read_separated(path: Path, reading: Reading, choose: Choose | None, delimiter: str) -> Iterator[Row]:

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
-from llmt.config.data import BUILTIN, EncodingErrors
+from llmt.config.data import EncodingErrors
+from llmt.config.names import BUILTIN
 from llmt.errors import DataError
 from llmt.text.blocks import cut_blocks, split_pieces
 from llmt.text.builtin import builtin_documents, builtin_fingerprint, builtin_instructions
@@ -64,6 +65,24 @@ def open_each(sources: Sequence[str], reading: Reading = PLAIN) -> Iterator[tupl
     counts = _Counts(reading)
     each = [_Argument(found, reading, counts) for found in find_each(sources)]
     return ((number, argument.documents()) for number, argument in enumerate(each))
+
+
+def open_stream(
+    sources: Sequence[str], reading: Reading = PLAIN, file: int = 0, row: int = 0
+) -> Iterator[tuple[int, int, Document]]:
+    """The documents from a place on, each with the number of its file or data set and of its row or part in it.
+
+    Files before `file` are not opened. Within it rows before `row` are passed over: in tables and data sets without
+    reading them where they are stored in groups, in lines without looking into them.
+
+    Raises:
+        DataError: As `open_documents`; so do the other errors. A file without text is passed over.
+    """
+    counts = _Counts(reading)
+    for number, source in enumerate(find_sources(sources)):
+        if number >= file:
+            opened = _Argument([source], reading, counts).numbered(source, row if number == file else 0)
+            yield from ((number, place, document) for place, document in opened)
 
 
 def open_blocks(sources: Sequence[str], reading: Reading = PLAIN) -> Iterator[str]:
@@ -129,6 +148,28 @@ def fingerprint_sources(sources: Sequence[str], reading: Reading = PLAIN) -> str
     return digest.hexdigest()
 
 
+def list_sources(sources: Sequence[str], reading: Reading = PLAIN) -> str:
+    """The names and sizes of all that is behind some names, one a line, for who does not read it all.
+
+    Of what has no size, standard input and data sets, the content or the revision stands in its place.
+
+    Raises:
+        DataError: A name that stands for nothing that can be read.
+        HubError: The hub does not have a data set or cannot be reached.
+        StorageError: A file cannot be read.
+    """
+    lines = []
+    for source in find_sources(sources):
+        if source.kind in ("text", "rows"):
+            try:
+                lines.append(f"{source.name} {Path(source.name).stat().st_size}")
+            except OSError as error:
+                raise unreadable(Path(source.name), error) from error
+        else:
+            lines.append(f"{source.name} {_content(source, reading)}")
+    return "\n".join(lines)
+
+
 class _Counts:
     """What is counted over all sources: documents still to be read, and rows that were passed over."""
 
@@ -176,7 +217,7 @@ class _Argument:
             before, is_part = found, False
             if self._counts.finished():
                 return
-            for document in self._read(source):
+            for _, document in self.numbered(source):
                 if not is_part:
                     self._counts.document()
                     found += 1
@@ -196,13 +237,15 @@ class _Argument:
         if source.named:
             raise DataError(f"{source.origin}: no text in it, only nothing or white space", "name a file with text")
 
-    def _read(self, source: Source) -> Iterator[Document]:
+    def numbered(self, source: Source, start: int = 0) -> Iterator[tuple[int, Document]]:
+        """The documents of one file or data set from a row or part on, with their numbers."""
+        if source.kind in ("rows", "data set"):
+            return self._rows(source, start)
         if source.kind == "builtin":
-            yield from builtin_documents() if source.name == BUILTIN else builtin_instructions()
-        elif source.kind in ("rows", "data set"):
-            yield from self._rows(source)
+            documents = builtin_documents() if source.name == BUILTIN else builtin_instructions()
         else:
-            yield from self._texts(source)
+            documents = self._texts(source)
+        return islice(enumerate(documents), start, None)
 
     def _texts(self, source: Source) -> Iterator[Document]:
         """The documents of a text file: the whole of it, or what stands between separators."""
@@ -228,9 +271,9 @@ class _Argument:
         else:
             self._empty(place)
 
-    def _rows(self, source: Source) -> Iterator[Document]:
+    def _rows(self, source: Source, start: int) -> Iterator[tuple[int, Document]]:
         form: RowFormat | None = None
-        for row in self._open_rows(source):
+        for number, row in enumerate(self._open_rows(source, start), start):
             try:
                 if row.error is not None:
                     raise row.error
@@ -244,15 +287,15 @@ class _Argument:
             if document is None:
                 self._empty(row.place)
             else:
-                yield document
+                yield number, document
 
-    def _open_rows(self, source: Source) -> Iterator[Row]:
+    def _open_rows(self, source: Source, start: int) -> Iterator[Row]:
         """Of a table only the columns that are needed; of records each has its own fields."""
         if source.kind == "data set":
-            return read_data_set_rows(source.name, self._reading, self._choose(f"{PREFIX}{source.name}"))
+            return read_data_set_rows(source.name, self._reading, self._choose(f"{PREFIX}{source.name}"), start)
         path = Path(source.name)
         is_table = suffixes(path)[0] not in FIELD_SUFFIXES
-        return read_rows(path, self._reading, self._choose(source.name) if is_table else None)
+        return read_rows(path, self._reading, self._choose(source.name) if is_table else None, start)
 
     def _choose(self, place: str) -> Callable[[Sequence[str]], Sequence[str]]:
         return lambda names: recognise(names, self._reading, place, "column").columns

@@ -19,12 +19,13 @@ _ARROW_FILE = b"ARROW1"
 _OLD_FEATHER = b"FEA1"
 
 
-def read_table(path: Path, choose: Choose | None = None) -> Iterator[Row]:
+def read_table(path: Path, choose: Choose | None = None, start: int = 0) -> Iterator[Row]:
     """The rows of a .parquet, .arrow or .feather file, packed or not.
 
     Args:
         path: Of arrow both formats are read, the stream and the file, by what is in them.
         choose: Which columns are read; None reads all.
+        start: The first row, from 0; groups of rows before it are not read.
 
     Raises:
         DataError: It is damaged, cut off, or has two columns of one name; what `choose` raises.
@@ -38,13 +39,10 @@ def read_table(path: Path, choose: Choose | None = None) -> Iterator[Row]:
     is_parquet = suffixes(path)[0] == ".parquet"
     with _open_seekable(path) as file:
         try:
-            batches = _parquet(path, file, choose) if is_parquet else _arrow(path, file, choose)
-            number = 1
-            for batch in batches:
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    part = batch.slice(start, BATCH_ROWS)
-                    yield from _rows(path, part, number)
-                    number += part.num_rows
+            batches = _parquet(path, file, choose, start) if is_parquet else _arrow(path, file, choose)
+            for number, batch in batches:
+                for first in range(max(start - number, 0), batch.num_rows, BATCH_ROWS):
+                    yield from _rows(path, batch.slice(first, BATCH_ROWS), number + first + 1)
         except (pyarrow.ArrowException, OSError, EOFError) as error:
             if isinstance(error, LlmtError) or (isinstance(error, OSError) and error.errno is not None):
                 raise
@@ -65,16 +63,23 @@ def _open_seekable(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _parquet(path: Path, file: BinaryIO, choose: Choose | None) -> Iterator[Any]:
+def _parquet(path: Path, file: BinaryIO, choose: Choose | None, start: int) -> Iterator[tuple[int, Any]]:
+    """The batches from the group of rows on that holds row `start`, each with the number of its first row."""
     from pyarrow.parquet import ParquetFile
 
     table = ParquetFile(file, pre_buffer=False)
     columns = _chosen(path, table.schema_arrow.names, choose)
-    batches: Iterator[Any] = table.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
-    return batches
+    number, groups = 0, list(range(table.num_row_groups))
+    while groups and number + (rows := table.metadata.row_group(groups[0]).num_rows) <= start:
+        number += rows
+        del groups[0]
+    for batch in table.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
+        yield number, batch
+        number += batch.num_rows
 
 
-def _arrow(path: Path, file: BinaryIO, choose: Choose | None) -> Iterator[Any]:
+def _arrow(path: Path, file: BinaryIO, choose: Choose | None) -> Iterator[tuple[int, Any]]:
+    """The batches, each with the number of its first row."""
     from pyarrow import ipc
 
     head = file.read(len(_ARROW_FILE))
@@ -88,7 +93,10 @@ def _arrow(path: Path, file: BinaryIO, choose: Choose | None) -> Iterator[Any]:
         table = ipc.open_stream(file)
         batches = iter(table)
     columns = _chosen(path, table.schema.names, choose)
-    return (batch.select(columns) for batch in batches)
+    number = 0
+    for batch in batches:
+        yield number, batch.select(columns)
+        number += batch.num_rows
 
 
 def _chosen(path: Path, names: Sequence[str], choose: Choose | None) -> list[str]:

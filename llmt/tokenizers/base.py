@@ -48,6 +48,8 @@ class Tokenizer(ABC):
     faster ones. `tests/unit/tokenizers/test_contract.py` says what is expected of each.
     """
 
+    _chat_template: str | None = None
+
     @property
     @abstractmethod
     def vocab_size(self) -> int:
@@ -169,7 +171,11 @@ class Tokenizer(ABC):
     @property
     def chat_template(self) -> str | None:
         """The Jinja template that writes conversations, where the tokenizer has one."""
-        return None
+        return self._chat_template
+
+    def keep_chat_template(self, template: str) -> None:
+        """Write conversations by this template from now on; a class that can saves it too."""
+        self._chat_template = template
 
     @property
     def is_lossless(self) -> bool:

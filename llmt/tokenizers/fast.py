@@ -131,6 +131,11 @@ class FastTokenizer(Tokenizer):
         """The template beside the tokenizer, or the default one of `tokenizer_config.json`."""
         return self.parts.chat_template or default_template(self.parts.config.get("chat_template"))
 
+    def keep_chat_template(self, template: str) -> None:
+        """Write conversations by this template from now on; it is saved with the tokenizer."""
+        config = {key: value for key, value in self.parts.config.items() if key != "chat_template"}
+        self._parts = replace(self.parts, chat_template=template, config=config)
+
     @property
     def is_lossless(self) -> bool:
         """Whether `decode(encode(text)) == text` for every well-formed text."""

@@ -131,6 +131,10 @@ class HFTokenizerWrapper(Tokenizer):
         """The template of the wrapped tokenizer."""
         return default_template(self.tokenizer.chat_template)
 
+    def keep_chat_template(self, template: str) -> None:
+        """Write conversations by this template from now on; it is saved with the tokenizer."""
+        self.tokenizer.chat_template = template
+
     @property
     def is_lossless(self) -> bool:
         """Whether `decode(encode(text)) == text` for every well-formed text, as far as its parts tell."""

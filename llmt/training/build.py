@@ -11,11 +11,12 @@ from torch import Tensor
 from llmt.checkpoints.files import require_free_space
 from llmt.checkpoints.header import read_header
 from llmt.checkpoints.store import Checkpoint, CheckpointStore
-from llmt.config.data import BUILTIN, BUILTIN_INSTRUCTIONS
 from llmt.config.load import cache_directory
 from llmt.config.model import ModelConfig
+from llmt.config.names import BUILTIN, BUILTIN_INSTRUCTIONS
 from llmt.config.run import TrainConfig
-from llmt.data.loader import BatchLoader, evaluation_batches
+from llmt.data.loader import evaluation_batches
+from llmt.data.ready import ReadyData
 from llmt.errors import DeviceError, MismatchError, ModelFileError
 from llmt.models.apart import keeps_documents_apart
 from llmt.models.base import BaseLanguageModel
@@ -106,15 +107,16 @@ def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: 
     corpus = prepare_corpus(
         config, cache_directory(config.data.cache_dir), tokenizer_directory=source, progress=progress
     )
-    corpus.data.audit.check_budgets(config.data)
+    if isinstance(corpus.data, ReadyData):
+        corpus.data.audit.check_budgets(config.data)
     work = _workload(config, corpus, base)
     steps = total_steps(
         samples_per_step=work.batch_size * config.training.gradient_accumulation_steps,
-        samples=corpus.data.train.count,
+        samples=corpus.data.samples,
         max_steps=config.training.max_steps,
         epochs=config.training.num_train_epochs,
         max_tokens=config.training.max_tokens,
-        tokens_per_sample=corpus.data.train.tokens_per_sample,
+        tokens_per_sample=corpus.data.tokens_per_sample,
     )
     speed = measure_speed(device.kind, torch.get_num_threads())
     plan = plan_run(config, machine, device, why, speed, work, steps)
@@ -141,16 +143,16 @@ def build_trainer(prepared: Prepared, *, base: Path | None, overwrite: bool = Fa
     config, plan, corpus = prepared.config, prepared.plan, prepared.corpus
     torch.set_num_threads(plan.threads)
     model, exact = _model(config, plan, corpus, base)
-    if corpus.data.train.masks and not keeps_documents_apart(model):
+    if corpus.data.masks and not keeps_documents_apart(model):
         raise MismatchError(
             "data.document_mask: this model reads across the documents of a sequence", "--no-document-mask"
         )
     _compile(model, plan)
     optimizer = Optimizer(model, config.training, exact)
     data = corpus.data
-    loader = BatchLoader(data.train, plan.micro_batch, config.seed, plan.num_workers, plan.pin_memory)
+    loader = data.loader(plan.micro_batch, config.seed, plan.num_workers, plan.pin_memory)
     keeper = RunKeeper(prepared.directory, model, corpus.tokenizer, config, plan, base)
-    schedule, limits = _schedule(config, plan), _limits(config, plan, loader)
+    schedule, limits = _schedule(config, plan), _limits(config, plan, data.samples)
     trainer = Trainer(model, optimizer, loader, schedule, limits, keeper, config.seed)
     trainer.fingerprint, trainer.notes = prepared.fingerprint, prepared.notes
     if data.validation is not None:
@@ -159,7 +161,7 @@ def build_trainer(prepared: Prepared, *, base: Path | None, overwrite: bool = Fa
         _restore(trainer, prepared.checkpoint)
     if overwrite:
         clear_directory(prepared.directory)
-    keeper.begin({**data.audit.values(), "notes": list(data.notes)}, trainer.state.step)
+    keeper.begin(data.audit_values(), trainer.state.step)
     return trainer, keeper
 
 
@@ -259,13 +261,13 @@ def _schedule(config: TrainConfig, plan: RunPlan) -> Schedule:
     return Schedule(training.lr_scheduler_type, plan.total_steps, warmup, training.min_lr_ratio, training.lr_power)
 
 
-def _limits(config: TrainConfig, plan: RunPlan, loader: BatchLoader) -> Limits:
+def _limits(config: TrainConfig, plan: RunPlan, samples: int | None) -> Limits:
     training, total = config.training, plan.total_steps
     stops = [total] if training.max_tokens is None else []
     if training.max_steps is not None:
         stops.append(training.max_steps)
-    if training.num_train_epochs is not None:
-        stops.append(math.ceil(training.num_train_epochs * loader.count / (plan.micro_batch * plan.accumulation)))
+    if training.num_train_epochs is not None and samples is not None:
+        stops.append(math.ceil(training.num_train_epochs * samples / (plan.micro_batch * plan.accumulation)))
     return Limits(
         # A run by tokens ends when they are reached, though short blocks may need a step more.
         max_steps=min(stops, default=2 * total + 1),

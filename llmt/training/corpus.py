@@ -12,9 +12,10 @@ from llmt.config.data import DataConfig
 from llmt.config.run import TrainConfig
 from llmt.config.tokenizer import TokenizerConfig
 from llmt.data.assign import training_texts
-from llmt.data.prepare import prepare_shards
-from llmt.data.ready import ReadyData, ready_data
-from llmt.errors import MismatchError, StorageError
+from llmt.data.chat import ChatWriter
+from llmt.data.open import StreamedData, open_data
+from llmt.data.ready import ReadyData
+from llmt.errors import MismatchError, StorageError, UsageError
 from llmt.text.reading import Reading
 from llmt.text.sources import fingerprint_sources
 from llmt.tokenizers.base import Tokenizer
@@ -50,7 +51,7 @@ class Corpus:
     """
 
     tokenizer: Tokenizer
-    data: ReadyData
+    data: ReadyData | StreamedData
     notes: tuple[str, ...]
 
 
@@ -74,15 +75,24 @@ def prepare_corpus(
     existing = str(tokenizer_directory) if tokenizer_directory is not None else config.tokenizer.path
     if existing is not None:
         tokenizer, note = load_tokenizer(existing), f"tokenizer of {existing}"
+    elif config.data.streaming and config.tokenizer.algo != "byte":
+        raise UsageError(
+            "data.streaming: a tokenizer that is trained with the run would read all of the text first",
+            "llmt tokenizer train, then --tokenizer ITS_DIRECTORY",
+        )
+    elif config.data.streaming:
+        tokenizer, note = train_tokenizer("byte", ()), "byte tokenizer"
     else:
         tokenizer, note = _cached_tokenizer(config.tokenizer, config.data, cache / "tokenizers", progress)
-    prepared = prepare_shards(
+    data = open_data(
         config.data,
         tokenizer,
-        cache / "shards",
-        progress=lambda size, documents: progress(f"tokenizing, {documents} documents", size, None),
+        cache,
+        lambda size, documents: progress(f"tokenizing, {documents} documents", size, None),
     )
-    return Corpus(tokenizer, ready_data(config.data, prepared, cache / "packed"), (note,))
+    if config.data.chat_template is not None or (isinstance(data, ReadyData) and data.audit.text.conversations):
+        tokenizer.keep_chat_template(ChatWriter(tokenizer, config.data.chat_template).template)
+    return Corpus(tokenizer, data, (note,))
 
 
 def _cached_tokenizer(

@@ -18,6 +18,7 @@ class RunState:
         seconds: Wall time of training so far, over all processes.
         best_step: Step of the best validation; None before the first.
         best_loss: Its nats for each token.
+        stream: Where text that is streamed goes on; None where it is prepared.
         fingerprint: What the run depends on, by name: data, tokenizer, versions, precision, threads.
     """
 
@@ -26,6 +27,7 @@ class RunState:
     seconds: float = 0.0
     best_step: int | None = None
     best_loss: float | None = None
+    stream: dict[str, Any] | None = None
     fingerprint: dict[str, Any] | None = None
 
     def advance(self, **changes: Any) -> "RunState":

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from llmt.data.batch import Batch
-from llmt.data.loader import BatchLoader
-from llmt.errors import Interrupted
+from llmt.errors import Interrupted, UsageError
 from llmt.evaluation.perplexity import EvalReport, evaluate
 from llmt.models.base import BaseLanguageModel
 from llmt.system.memory import process_memory
@@ -56,6 +55,26 @@ class Keeper(Protocol):
         ...
 
 
+class Loader(Protocol):
+    """Where training batches come from."""
+
+    def batches(self, start_sample: int = 0) -> Iterator[Batch]:
+        """Batch after batch from a sample on, without end."""
+        ...
+
+    def epoch(self, samples: int) -> float:
+        """Passes over the text after so many samples."""
+        ...
+
+    def position(self) -> dict[str, Any] | None:
+        """Where the last batch ends, of text that is streamed."""
+        ...
+
+    def go_to(self, position: dict[str, Any] | None) -> None:
+        """Go on from such a place."""
+        ...
+
+
 Validation = Callable[[], Iterator[Batch]]
 
 
@@ -80,7 +99,7 @@ class Trainer:
         self,
         model: BaseLanguageModel,
         optimizer: Optimizer,
-        loader: BatchLoader,
+        loader: Loader,
         schedule: Schedule,
         limits: Limits,
         keeper: Keeper,
@@ -114,6 +133,7 @@ class Trainer:
         """Go on from `state`; weights and optimizer hold what belongs to it already."""
         self.state = state
         self._saved_step = state.step
+        self.loader.go_to(state.stream)
 
     def run(self) -> Iterator[StepReport]:
         """Train to the end, one report a step.
@@ -205,7 +225,7 @@ class Trainer:
             checkpoint = self._save()
         return StepReport(
             step=self.state.step,
-            epoch=self.state.step * self._samples_per_step / self.loader.count,
+            epoch=self.loader.epoch(self.state.step * self._samples_per_step),
             loss=loss,
             learning_rate=rate,
             grad_norm=norm,
@@ -230,7 +250,8 @@ class Trainer:
     def _save(self) -> Path:
         check_weights(self.state.step, self.optimizer)
         self._saved_step = self.state.step
-        return self.keeper.save(self.state.advance(fingerprint=self.fingerprint), self.optimizer)
+        state = self.state.advance(fingerprint=self.fingerprint, stream=self.loader.position())
+        return self.keeper.save(state, self.optimizer)
 
     def _stop(self, signum: int) -> None:
         if self._saved_step != self.state.step:
@@ -250,7 +271,7 @@ def step_seed(seed: int, step: int, batch: int) -> int:
 def total_steps(
     *,
     samples_per_step: int,
-    samples: int,
+    samples: int | None,
     max_steps: int | None,
     epochs: float | None,
     max_tokens: int | None,
@@ -259,12 +280,17 @@ def total_steps(
     """Steps until the first of the stops that count: steps, passes over the text, tokens.
 
     With none of them, one pass.
-    """  # fmt: skip
+
+    Raises:
+        UsageError: None of them tells, since the text is streamed and its length is not known.
+    """
     stops = []
     if max_steps is not None:
         stops.append(max_steps)
     if max_tokens is not None:
         stops.append(math.ceil(max_tokens / (samples_per_step * tokens_per_sample)))
     if epochs is not None or not stops:
+        if samples is None:
+            raise UsageError("data.streaming: how long a stream is, is not known", "--max-steps or --max-tokens")
         stops.append(math.ceil((epochs or 1.0) * samples / samples_per_step))
     return max(min(stops), 1)

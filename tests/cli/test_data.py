@@ -239,6 +239,24 @@ def test_every_kind_of_rows_is_trained_on(
     assert whole["tokens"] > 0
 
 
+def test_a_model_keeps_the_template_of_its_conversations(inside: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """The default one or that of a file: transformers finds it beside the model, and a resume takes it."""
+    from transformers import AutoTokenizer
+
+    _lines(tmp_path / "talk.jsonl", [{"messages": [{**TALK[0], "content": f"hi {n}"}, TALK[1]]} for n in range(60)])
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    (tmp_path / "plain.jinja").write_text(plain)
+    for flags, said in (((), "<|im_start|>user\nhi<|im_end|>\n"), (("--chat-template", "plain.jinja"), "user: hi\n")):
+        name = f"r{len(flags)}"
+        arguments = ("quickstart", "--data", "talk.jsonl", *tiny, *BYTES, *flags, "--save-steps", "1", "--name", name)
+        result = inside("train", *arguments, "--max-steps", "1")
+        assert result.code == 0, result.err
+        theirs = AutoTokenizer.from_pretrained(tmp_path / "runs" / name)
+        assert theirs.apply_chat_template([TALK[0], TALK[1]], tokenize=False).startswith(said)
+        resumed = inside("train", f"runs/{name}", "--resume", "--max-steps", "2")
+        assert resumed.code == 0, resumed.err
+
+
 def test_standard_input_is_trained_on(llmt: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:
     """A text through a pipe, once for the tokenizer and again for the ids."""
     text = "".join(f"{_words(number)}\n" for number in range(400))
@@ -246,6 +264,68 @@ def test_standard_input_is_trained_on(llmt: Any, tiny: tuple[str, ...], tmp_path
     result = llmt("train", *arguments, "--json", cwd=tmp_path, stdin=text)
     assert result.code == 0, result.err
     assert json.loads(result.out)["validation"]["tokens"] > 10
+
+
+def test_a_stream_is_trained_on_and_resumed(inside: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """Bit for bit as if it had not stopped, over several files; `eval` finds the number of the run."""
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        _lines(tmp_path / "in" / f"{number}.jsonl", [{"text": _words(10 * number + row)} for row in range(10)])
+    _lines(tmp_path / "held.jsonl", GOOD[:5])
+    stream = ("--data", "in", "--streaming", "--validation-sources", "held.jsonl")
+    common = ("quickstart", *stream, *tiny, *BYTES, "--save-steps", "2", "--eval-steps", "2")
+    common += ("--lr-scheduler-type", "constant", "--warmup-steps", "0")  # which do not depend on the number of steps
+    for name, steps in (("whole", "12"), ("halves", "6")):
+        result = inside("train", *common, "--name", name, "--max-steps", steps)
+        assert result.code == 0, result.err
+        assert "streamed from in" in result.err
+    resumed = inside("train", "runs/halves", "--resume", "--max-steps", "12")
+    assert resumed.code == 0, resumed.err
+    assert "not the same" not in resumed.err
+    weights = [(tmp_path / "runs" / name / "checkpoint-12" / "model.safetensors") for name in ("whole", "halves")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    states = [json.loads((path.parent / "state.json").read_text()) for path in weights]
+    assert states[0]["stream"] == states[1]["stream"]
+    assert states[0]["stream"]["passes"] >= 1
+    loss = json.loads((tmp_path / "runs" / "whole" / "result.json").read_text())["validation_loss"]
+    assert abs(json.loads(inside("eval", "runs/whole", "--json").out)["loss"] - loss) < 1e-6
+    with (tmp_path / "in" / "0.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "more"}) + "\n")
+    assert inside("train", "runs/halves", "--resume", "--max-steps", "14").code == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--max-steps", "2"), "streaming holds nothing out by itself"),
+        (("--validation-split", "0", "--mixture", "1"), "streaming and mixture"),
+        (("--validation-split", "0", "--max-dropped", "0.1"), "streaming and max_dropped"),
+        (("--validation-split", "0", "--packing", "best_fit"), "streaming and packing"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(inside: Any, tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
+    """Before anything is read."""
+    _lines(tmp_path / "a.jsonl", GOOD)
+    result = inside("train", "quickstart", "--data", "a.jsonl", "--streaming", *BYTES, *flags)
+    assert result.code == 2
+    assert said in result.err
+
+
+def test_a_stream_needs_a_tokenizer_and_an_end(inside: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """And is not shown by the commands for prepared text."""
+    _lines(tmp_path / "a.jsonl", GOOD)
+    stream = ("--data", "a.jsonl", "--streaming", "--validation-split", "0")
+    result = inside("train", "quickstart", *stream, *tiny, "--plan")
+    assert result.code == 2
+    assert "would read all of the text first" in result.err
+    endless = ("--set", "training.max_steps=null")
+    result = inside("train", "quickstart", *stream, *tiny, *BYTES, *endless, "--plan")
+    assert result.code == 2
+    assert "how long a stream is, is not known" in result.err
+    for command in ("prepare", "inspect", "audit"):
+        result = inside("data", command, *stream, *BYTES)
+        assert result.code == 2
+        assert "--no-streaming" in result.err
 
 
 def test_a_mixture_is_trained_on(inside: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:

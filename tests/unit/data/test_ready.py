@@ -129,7 +129,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, tokenizer: Tokenizer)
 
 
 def _audit(**numbers: Any) -> DataAudit:
-    text = TextAudit(100, 0, 1, 1, 1_000, 5, 1, 1, 1, 9, 2, 0, 0)
+    text = TextAudit(100, 0, 0, 1, 1, 1_000, 5, 1, 1, 1, 9, 2, 0, 0)
     packing = PackingAudit(trained=900, masked=40, dropped=30, truncated=30)
     return DataAudit(
         replace(text, **{k: v for k, v in numbers.items() if k in TextAudit.__dataclass_fields__}),

@@ -129,14 +129,21 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
 class _Ragged:
     """Eight samples of different lengths, in order, in batches of any size."""
 
-    count = 8
-
     def __init__(self, batch_size: int) -> None:
         rows = np.random.default_rng(5)
         lengths = (17, 3, 9, 2, 17, 5, 12, 4)
         self._runs = [rows.integers(0, V, length).astype("<u2") for length in lengths]
         self._size = batch_size
         self.tokens = sum(lengths) - 8
+
+    def epoch(self, samples: int) -> float:
+        return samples / 8
+
+    def position(self) -> None:
+        return None
+
+    def go_to(self, position: Any) -> None:
+        assert position is None
 
     def batches(self, start_sample: int = 0) -> Iterator[Batch]:
         for first in range(start_sample, 8, self._size):
@@ -156,7 +163,7 @@ def _accumulated(micro: int) -> tuple[float, float, list[Tensor]]:
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.shape[0]))
     trainer = _trainer(model, _periodic(), max_steps=1, micro_batch=micro, accumulation=8 // micro, max_grad_norm=0.0)
-    trainer.loader = loader  # type: ignore[assignment]
+    trainer.loader = loader
     gradients: list[Tensor] = []
     step = trainer.optimizer.step
     trainer.optimizer.step = lambda: (gradients.extend(g.clone() for g in trainer.optimizer.gradients()), step())[1]  # type: ignore[method-assign]
@@ -183,7 +190,7 @@ def test_loss_is_the_mean_over_the_tokens() -> None:
     batch = next(loader.batches())
     trainer = _trainer(model, _periodic(), max_steps=1, micro_batch=2, accumulation=4)
     expected = model.loss(batch.input_ids, batch.labels).mean()
-    trainer.loader = _Ragged(2)  # type: ignore[assignment]
+    trainer.loader = _Ragged(2)
     assert next(iter(trainer.run())).loss == pytest.approx(expected, rel=1e-6)
 
 

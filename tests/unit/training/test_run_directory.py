@@ -75,7 +75,7 @@ def test_metrics_are_true(lab: Any) -> None:
     for line in lines:
         counted += next(batches).tokens
         assert line["tokens"] == counted
-        assert line["epoch"] == pytest.approx(line["step"] * 4 / run.trainer.loader.count)
+        assert line["epoch"] == pytest.approx(line["step"] * 4 / run.prepared.corpus.data.samples)
         assert line["loss"] > 0
         assert line["learning_rate"] == pytest.approx(0.01 * run.trainer.schedule.factor(line["step"] - 1))
         assert ("eval_loss" in line) is (line["step"] in (3, 6))
