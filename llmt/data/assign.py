@@ -17,6 +17,8 @@ from llmt.text.sources import open_documents, open_each
 
 Split = Literal["train", "validation"]
 
+_HELD_CHARACTERS = 4_000_000
+
 
 class Place(NamedTuple):
     """Where a document goes.
@@ -33,9 +35,9 @@ class Place(NamedTuple):
 class Assignment:
     """Reads the sources of a run once, in order, and says where each document goes.
 
-    Held-out sources come first. What they hold is left out of training, but for documents so long that they come in
-    parts. What was read before is left out too, where the configuration says so; this takes about a hundred bytes for
-    each document.
+    Held-out sources come first. What they hold is left out of training, but for documents of more than four
+    million characters. What was read before is left out too, where the configuration says so; this takes about a
+    hundred bytes for each document.
 
     Args:
         config: The sources and how they are split.
@@ -58,7 +60,6 @@ class Assignment:
         self._met: set[int] = set()
         self._seen: set[int] = set()
         self._digest = DocumentDigest()
-        self._is_part = False
         self.deduplicated = self.overlap_kept = 0
         self.overlap = Finding()
         self.notes: list[str] = []
@@ -81,9 +82,8 @@ class Assignment:
         share = 0.0 if config.validation_sources else config.validation_split
         for (number, documents), found in zip(open_each(self._sources, self._reading), surveys, strict=True):
             part = number if config.mixture else 0
-            for document, is_held_out in hold_out(self._watched(documents), share, found):
-                if self._is_kept(document):
-                    yield document, Place("validation", 0) if is_held_out else Place("train", part)
+            for document, is_held_out in self._kept(hold_out(self._watched(documents), share, found)):
+                yield document, Place("validation", 0) if is_held_out else Place("train", part)
 
     def _watched(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
@@ -114,23 +114,38 @@ class Assignment:
             self.notes.append(describe_split(self._config.validation_split, few=is_few))
         return list(surveys)
 
-    def _is_kept(self, document: Document) -> bool:
-        """Whether a document of the sources is used; the parts of a long one are."""
+    def _kept(self, documents: Iterable[tuple[Document, bool]]) -> Iterator[tuple[Document, bool]]:
+        """The documents that are used; the parts of one are held until it ends, or is too long for that."""
         config = self._config
         if not len(self._held_out) and not config.deduplicate:
-            return True
-        was_part, self._is_part = self._is_part, document.more
-        digest = self._digest.add(document)
-        if digest is None:
-            return True
+            yield from documents
+            return
+        held: list[tuple[Document, bool]] = []
+        is_too_long = False
+        for document, is_held_out in documents:
+            digest = self._digest.add(document)
+            held.append((document, is_held_out))
+            if digest is None:
+                is_too_long = is_too_long or sum(len(part.text) for part, _ in held) > _HELD_CHARACTERS
+                if not is_too_long:
+                    continue
+            elif not self._is_wanted(digest, document.source, is_too_long=is_too_long) and not is_too_long:
+                held.clear()
+            yield from held
+            held.clear()
+            is_too_long = is_too_long and document.more
+
+    def _is_wanted(self, digest: int, source: str, *, is_too_long: bool) -> bool:
+        """Whether a document of the sources may be used; counts it where not."""
+        config = self._config
         if self._is_held_out(digest):
             self._met.add(digest)
-            self.overlap.add(document.source)
-            self.overlap_kept += was_part
-            return was_part
-        if config.deduplicate and not was_part:
+            self.overlap.add(source)
+            self.overlap_kept += is_too_long
+            return False
+        if config.deduplicate:
             if digest in self._seen:
-                self.deduplicated += 1
+                self.deduplicated += not is_too_long
                 return False
             self._seen.add(digest)
         return True

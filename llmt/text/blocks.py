@@ -43,7 +43,7 @@ def cut_blocks(pieces: Iterable[str], *, size: int = BLOCK_CHARACTERS, uncut: in
     rest: list[str] = []  # after it
     n_ready = n_rest = 0
     last = ""
-    for piece in _small(pieces, min(size, _PIECE_CHARACTERS)):
+    for piece in _small(pieces, min(max(size // 2, 1), _PIECE_CHARACTERS)):
         place = _last_exact(last + piece) - len(last)
         last = piece[-2:] if len(piece) > 1 else (last + piece)[-2:]
         if place >= 0:

@@ -21,6 +21,10 @@ from llmt.text.rowfiles import read_rows
 from llmt.text.rows import Row
 from llmt.text.stdin import spooled_input
 
+PART_CHARACTERS = 250_000
+"""So long a part of a text is at most, where there is a place to cut."""
+
+_UNCUT_CHARACTERS = 1_000_000
 _READ_BYTES = 1 << 20
 
 
@@ -33,8 +37,8 @@ def open_documents(
 ) -> Iterator[Document]:
     """Every document of every source, in order; at most a part of a file or a row is in memory.
 
-    Names are looked up at once, files are read as the documents are taken. A text file that is longer than four
-    million characters comes in parts, all but the last with `more`. A file without text inside a folder or a pattern
+    Names are looked up at once, files are read as the documents are taken. A text file that is longer than
+    250,000 characters comes in parts, all but the last with `more`. A file without text inside a folder or a pattern
     is passed over; one that was named is an error.
 
     Args:
@@ -86,7 +90,7 @@ def open_stream(
 
 
 def open_blocks(sources: Sequence[str], reading: Reading = PLAIN) -> Iterator[str]:
-    """The text of all sources in blocks of about four million characters, for what counts words.
+    """The text of all sources in blocks for what counts words; a long text in several, a row in one.
 
     No block spans two documents, and no word spans two blocks; see `cut_blocks`. Memory does not grow with the
     size of a text file. `reading.max_samples` counts documents.
@@ -260,7 +264,7 @@ class _Argument:
         """One text, in parts where it is long; nothing where it is blank."""
         held = ""  # the last block, and before it what begins a text with white space
         blank = True
-        for block in cut_blocks(pieces):
+        for block in cut_blocks(pieces, size=PART_CHARACTERS, uncut=_UNCUT_CHARACTERS):
             if not blank:
                 yield Document(held, place, more=True)
                 held = ""

@@ -19,6 +19,7 @@ from llmt.training.state import RunState
 MAY_DIFFER = {
     "name", "output_dir", "base", "device", "threads",
     "data.cache_dir", "data.num_proc", "data.num_workers", "data.pin_memory",
+    "data.max_dropped", "data.max_truncated", "data.max_duplicates", "data.max_unknown", "data.max_overlap",
     "training.max_steps", "training.num_train_epochs", "training.max_tokens", "training.max_time",
     "training.eval_steps", "training.save_steps", "training.save_total_limit",
     "training.compile", "training.distributed_backend",

@@ -1,7 +1,11 @@
 """`llmt data`, and text of every kind through `llmt train`."""
 
+import io
 import json
+import os
 import random
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,8 @@ from typing import Any
 import pyarrow
 import pytest
 from pyarrow import parquet
+
+from llmt.cli.app import run
 
 BYTES = ("--tokenizer", "byte", "--block-size", "64")
 ASKED = [
@@ -78,6 +84,29 @@ def test_inspect_shows_what_is_learnt(inside: Any, tmp_path: Path) -> None:
     assert not any(stretch["kind"] == "masked" for row in everything for stretch in row["stretches"])
     assert inside("data", "inspect", *arguments, "--validation", "--start", "999").code == 2
     assert inside("data", "inspect", *arguments, "--validation", "--validation-split", "0").code == 2
+
+
+def test_inspect_colours_what_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """On a terminal: answers green, prompts yellow, the rest dim; nothing in a text can send a control sequence."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    _lines(tmp_path / "a.jsonl", [{"question": f"{n}\x1b[2J?", "answer": "so [red]it[/red] is"} for n in range(30)])
+    for name in [name for name in os.environ if name.startswith(("LLMT_", "COLUMNS", "NO_COLOR", "FORCE_COLOR"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run(["data", "inspect", "--data", "a.jsonl", *BYTES, "--packing", "none", "--rows", "1"]) == 0
+    shown = stream.getvalue()
+    assert "\x1b[32m so [red]it[/red] is<|endoftext|>\x1b[0m" in shown
+    assert re.search(r"\x1b\[33mQuestion: \d+\\x1b\[2J\?\x1b\[0m\n\x1b\[33mAnswer:\x1b\[0m", shown)
+    assert re.search(r"\x1b\[2m \[\d+ of padding\]\x1b\[0m", shown)
+    assert not re.search(r"\x1b(?!\[[0-9;]*m)", shown)
 
 
 def test_the_audit_is_printed_and_kept(inside: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:
@@ -187,8 +216,6 @@ def test_a_source_that_changes_is_found(inside: Any, tiny: tuple[str, ...], tmp_
     assert inside("train", "quickstart", *arguments, "--name", "r", "--max-steps", "2").code == 0
     before = path.stat()
     path.write_text(path.read_text().replace("sea", "SEA"))
-    import os
-
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert inside("eval", "runs/r").code == 5
     resumed = inside("train", "runs/r", "--resume", "--max-steps", "3")

@@ -8,15 +8,18 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmt.config.model import ModelConfig
 from llmt.data.batch import IGNORED
 from llmt.data.loader import evaluation_batches
 from llmt.data.packing import Packed, best_fit, pack
 from llmt.data.sequences import PackedSequences
 from llmt.data.shards import ShardSet, ShardWriter, open_shards
 from llmt.errors import DataError
+from llmt.models.transformer import TransformerLM
 
 EOS = 0
 Pieces = list[tuple[list[int], bool]]
@@ -168,3 +171,42 @@ def test_many_documents_are_packed_in_groups(tmp_path: Path, monkeypatch: pytest
     )
     assert labels == Counter([token for document in documents for ids, _ in document for token in [*ids, EOS]])
     assert packed.audit.total == packed.audit.trained == shards.targets
+
+
+def test_packed_rows_are_computed_as_rows_of_their_own(tmp_path: Path) -> None:
+    """Logits of each document in a packed row equal those of the document alone to 1e-5, and so does its loss."""
+    chance = random.Random(3)
+    documents: list[Pieces] = []
+    for _ in range(40):
+        ids = [chance.randrange(1, 99) for _ in range(chance.randrange(2, 60))]
+        cut = chance.randrange(1, len(ids))
+        documents.append([(ids[:cut], False), (ids[cut:], True)])
+    shards = _shards(tmp_path, documents)
+    shape = ModelConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    model = TransformerLM(shape, 100, 64)
+    model.initialize(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    model.eval()
+    packed, alone = (
+        _sequences(shards, pack(shards, 64, "split", share=share), 64, mask=share) for share in (True, False)
+    )
+    assert packed.count < alone.count / 1.5
+    separate: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for number, batch in enumerate(evaluation_batches(alone, 1)):
+            separate[alone.parts(number)[0].document] = model(batch.input_ids)[0]
+        for number, batch in enumerate(evaluation_batches(packed, 1)):
+            logits = model(batch.input_ids, position_ids=batch.position_ids)[0]
+            column = 0
+            for document, _, length in packed.parts(number):
+                there = logits[column : column + length]
+                assert torch.allclose(there, separate[document][:length], atol=1e-5, rtol=0)
+                column += length
+        together, apart = (
+            [model.loss(b.input_ids, b.labels, b.position_ids) for b in evaluation_batches(sequences, 8)]
+            for sequences in (packed, alone)
+        )
+    assert sum(loss.tokens for loss in together) == sum(loss.tokens for loss in apart)
+    nats = [float(sum(loss.nats.double() for loss in losses)) for losses in (together, apart)]
+    assert nats[0] == pytest.approx(nats[1], rel=1e-6)

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import Split
 from llmt.errors import DataError
 from llmt.text.blocks import BLOCK_CHARACTERS, cut_blocks
 from llmt.text.reading import Reading
-from llmt.text.sources import open_blocks, open_documents
+from llmt.text.sources import PART_CHARACTERS, open_blocks, open_documents
 from llmt.tokenizers.pretokenize import PATTERNS
 
 ALPHABET = "ab1é四\u0301 \t\n\r\x0b\xa0\u3000\u2028\x1c\x85.!'s#。」\u200d😀🏽🇩🇪"
@@ -109,16 +109,18 @@ def test_characters_are_whole_across_reads(tmp_path: Path, character: str) -> No
 
 
 def test_a_long_file_and_a_long_row_are_cut(tmp_path: Path) -> None:
-    """Into blocks of up to four million characters; `max_samples` counts the documents."""
+    """A file into parts of up to 250,000 characters, a row into three; `max_samples` counts the documents."""
     text = "four words of text\n" * 500_000
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.jsonl").write_text('{"text": "' + text.replace("\n", " ") + '"}\n{"text": "last"}')
     names = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
     blocks = list(open_blocks(names))
-    assert len(blocks) == 7
-    assert max(map(len, blocks)) <= BLOCK_CHARACTERS
+    of_file, of_row = blocks[:-4], blocks[-4:]
+    assert max(map(len, of_file)) <= PART_CHARACTERS
+    assert max(map(len, of_row)) <= BLOCK_CHARACTERS
+    assert "".join(of_file) == text
     assert "".join(blocks) == text + text.replace("\n", " ") + "last"
-    assert list(open_blocks(names, Reading(max_samples=1))) == blocks[:3]
+    assert list(open_blocks(names, Reading(max_samples=1))) == of_file
 
 
 @pytest.mark.parametrize("errors", ["strict", "replace"])
