@@ -14,7 +14,7 @@ import typer
 
 from llmt.cli.context import CONTEXT
 from llmt.cli.output import Output, give_up_broken_streams
-from llmt.cli.signals import Stopped, raise_on_signals
+from llmt.cli.signals import INTERRUPTION, Stopped, raise_on_signals
 from llmt.errors import (
     Interrupted,
     LlmtError,
@@ -105,7 +105,12 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     sys.excepthook = _report_bug
     raise_on_signals()
-    code = run(sys.argv[1:])
+    code: int | None = None
+    with INTERRUPTION:
+        code = run(sys.argv[1:])
+    if code is None:
+        code = 128 + (INTERRUPTION.signum or 0)
+        Output().error(_stopped(code - 128))
     give_up_broken_streams()
     sys.exit(code)
 
@@ -148,7 +153,7 @@ def _as_llmt_error(error: BaseException) -> LlmtError | None:
         return _usage_error(error)
     if isinstance(error, Stopped | typer.Abort):
         signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
-        return Interrupted("stopped, and nothing new was saved", "the same command starts again", signum)
+        return _stopped(signum)
     if isinstance(error, ImportError):
         return MissingPackageError((error.name or "").partition(".")[0], str(error))
     if isinstance(error, OSError):
@@ -156,6 +161,10 @@ def _as_llmt_error(error: BaseException) -> LlmtError | None:
     if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
         return OutOfMemoryError("memory ran out", "a smaller --batch-size or --block-size")
     return None
+
+
+def _stopped(signum: int) -> Interrupted:
+    return Interrupted("stopped, and nothing new was saved", "the same command starts again", signum)
 
 
 def _usage_error(error: Any) -> UsageError:

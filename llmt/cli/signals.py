@@ -1,7 +1,7 @@
 """A signal that comes before training listens: the command ends with its own exit code."""
 
 import signal
-from types import FrameType
+from types import FrameType, TracebackType
 
 
 class Stopped(BaseException):
@@ -16,6 +16,29 @@ class Stopped(BaseException):
         self.signum = signum
 
 
+class Interruption:
+    """A context in which an error that follows a signal is the end that the signal asked for.
+
+    A library that is interrupted while it is imported may swallow the signal, and is left half imported.
+
+    Attributes:
+        signum: The signal that came first; None before any.
+    """
+
+    signum: int | None = None
+
+    def __enter__(self) -> "Interruption":
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        """Swallow an error that no signal would have led to by itself."""
+        return kind is not None and issubclass(kind, Exception) and self.signum is not None
+
+
+INTERRUPTION = Interruption()
+
+
 def raise_on_signals() -> None:
     """From now on SIGINT, SIGTERM and SIGHUP raise `Stopped` where the process is; an ignored SIGHUP stays ignored."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -26,4 +49,5 @@ def raise_on_signals() -> None:
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:
+    INTERRUPTION.signum = INTERRUPTION.signum or signum
     raise Stopped(signum)

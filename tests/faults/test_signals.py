@@ -144,3 +144,31 @@ def test_a_signal_while_writing_text(environment: dict[str, str], finished: Any)
         code, lines = end(process)
     assert code == 130
     assert [line.split(":")[0] for line in lines] == ["error", "hint"]
+
+
+_SWALLOWED = """
+import os, signal, sys, types
+from llmt.cli import app
+
+def hasty() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(1_000_000))
+    except BaseException:
+        pass
+    raise AttributeError("half imported")
+
+sys.modules["hasty"] = types.ModuleType("hasty")
+sys.modules["hasty"].hasty = hasty
+app.COMMANDS["hasty"] = ("hasty", "swallows a signal as a library does while it is imported")
+sys.argv = ["llmt", "hasty"]
+app.main()
+"""
+
+
+def test_a_signal_that_a_library_swallows_ends_the_command_nevertheless(environment: dict[str, str]) -> None:
+    """What fails after it is no bug to report."""
+    done = subprocess.run([sys.executable, "-c", _SWALLOWED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.splitlines()[0] == "error: stopped, and nothing new was saved"
+    assert len(done.stderr.splitlines()) == 2
