@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,12 +30,12 @@ _KINDS = {".gz": "gzip", ".zst": "zstd"}
 _TAR_MAGIC = slice(257, 262)
 
 
-def suffixes(path: Path) -> tuple[str, str]:
+def suffixes(path: str | Path) -> tuple[str, str]:
     """The suffix of what is inside and that of the packing, in small letters; `a.txt.gz` -> `.txt`, `.gz`."""
-    outer = path.suffix.lower()
-    if outer not in PACKED_SUFFIXES:
-        return outer, ""
-    return Path(path.stem).suffix.lower(), outer
+    stem, outer = os.path.splitext(path)
+    if outer.lower() not in PACKED_SUFFIXES:
+        return outer.lower().rstrip("."), ""
+    return os.path.splitext(stem)[1].lower().rstrip("."), outer.lower()
 
 
 @contextmanager

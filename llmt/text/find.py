@@ -95,7 +95,7 @@ def is_saved_data_set(folder: Path) -> bool:
 
 def could_be_on_the_hub(name: str) -> bool:
     """Whether a name stands for nothing on this machine and reads like that of a data set."""
-    reads_so = is_hub_name(name) and suffixes(Path(name))[0] not in TEXT_SUFFIXES + ROW_SUFFIXES
+    reads_so = is_hub_name(name) and suffixes(name)[0] not in TEXT_SUFFIXES + ROW_SUFFIXES
     return reads_so and name != BUILTIN and not Path(name).exists()
 
 
@@ -153,16 +153,16 @@ def _find_in_folder(folder: Path, origin: str) -> list[Source]:
     for root, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            is_known = suffixes(Path(name))[0] in TEXT_SUFFIXES + ROW_SUFFIXES and not name.startswith(".")
+            is_known = suffixes(name)[0] in TEXT_SUFFIXES + ROW_SUFFIXES and not name.startswith(".")
             if is_known and os.path.isfile(path := os.path.join(root, name)):
                 files.append(path)
-            is_other = is_other or Path(name).suffix.lower() in _TABLES
+            is_other = is_other or suffixes(name)[0] in _TABLES
     if not files:
         hint = "save its tables as .csv or .parquet" if is_other else "name another folder, or the files"
         raise DataError(f"{folder}: no text in this folder; {SUPPORTED}, also as .gz and .zst", hint)
     files.sort(key=lambda path: path.replace(os.sep, "\0"))  # folder by folder
     _require_one_part(folder, files)
-    return [Source(path, _kind(Path(path)), False, origin) for path in files]
+    return [Source(path, _kind(path), False, origin) for path in files]
 
 
 def _require_one_part(folder: Path, files: Sequence[str]) -> None:
@@ -195,7 +195,7 @@ def _find_by_pattern(pattern: str) -> list[Source]:
     return found
 
 
-def _kind(path: Path) -> Kind:
+def _kind(path: str | Path) -> Kind:
     suffix, packing = suffixes(path)
     if suffix in PACKED_SUFFIXES:
         raise DataError(f"{path}: packed twice, {suffix} inside {packing}", "unpack it once")

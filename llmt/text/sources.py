@@ -332,7 +332,7 @@ def _label(source: Source) -> str:
     """What else than its content decides how a source is read."""
     if source.kind == "builtin":
         return source.name
-    inner, packing = suffixes(Path(source.name))
+    inner, packing = suffixes(source.name)
     return source.kind + {"rows": inner + packing, "text": packing}.get(source.kind, "")
 
 
