@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from llmt.config.training import TrainingConfig
 from llmt.errors import MismatchError
+from llmt.training.muon import PlainMuon
 
 MATRIX_PREFIX = "layers."
 
 ENTRIES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.Muon: ("momentum_buffer",),
+    PlainMuon: ("momentum_buffer",),
 }
 """The tensors that each optimizer keeps for a weight."""
 
@@ -159,7 +161,8 @@ def _groups(weights: list[Weight], config: TrainingConfig) -> list[Group]:
     rest = [w for w in weights if w.name not in taken]
     groups = []
     if muon:
-        optimizer = torch.optim.Muon(
+        kind = PlainMuon if all(w.parameter.dtype == torch.float32 for w in muon) else torch.optim.Muon
+        optimizer = kind(
             [w.master for w in muon],
             lr=config.muon_learning_rate,
             momentum=config.muon_momentum,

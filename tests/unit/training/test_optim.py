@@ -61,7 +61,7 @@ def test_groups(kind: str) -> None:
     for name, group in by_name.items():
         is_matrix = name.endswith("proj.weight")
         expected = torch.optim.Muon if kind == "muon" and is_matrix else torch.optim.AdamW
-        assert type(group.optimizer) is expected
+        assert isinstance(group.optimizer, expected)
         assert group.peak == (0.02 if expected is torch.optim.Muon else 0.004)
         assert group.optimizer.param_groups[0]["weight_decay"] == (0.0 if "norm" in name else 0.3)
     optimizer.set_rate(0.25)

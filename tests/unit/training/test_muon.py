@@ -1,0 +1,73 @@
+"""Muon in the precision of the run, against torch's own and against what it is meant to compute."""
+
+import pytest
+import torch
+from torch import nn
+
+from llmt.config.training import TrainingConfig
+from llmt.training.muon import PlainMuon, orthogonalise
+from llmt.training.optim import Optimizer
+
+COEFFICIENTS = (3.4445, -4.775, 2.0315)
+SHAPES = [(32, 32), (48, 16), (16, 48), (1, 8)]
+
+
+def _drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_singular_vectors_stay_and_their_values_come_near_one(shape: tuple[int, int]) -> None:
+    """Against the decomposition itself; the matrix is not changed."""
+    matrix = _drawn(*shape)
+    before = matrix.clone()
+    found = orthogonalise(matrix, COEFFICIENTS, 5, 1e-7)
+    assert torch.equal(matrix, before)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    inside = left.T @ found @ right.T
+    assert torch.allclose(inside, torch.diag(inside.diagonal()), atol=1e-4)
+    large = inside.diagonal()[values > 0.1 * values.max()]
+    assert ((large > 0.6) & (large < 1.25)).all()
+
+
+def test_steps_are_those_of_torch() -> None:
+    """Over ten steps with decay and momentum, to what bf16 can tell."""
+    ours = [nn.Parameter(_drawn(*shape)) for shape in SHAPES]
+    theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    options = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    pair = PlainMuon(ours, **options), torch.optim.Muon(theirs, **options)
+    for step in range(10):
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            one.grad = _drawn(*one.shape, seed=100 * step + number)
+            other.grad = one.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    for one, other, shape in zip(ours, theirs, SHAPES, strict=True):
+        moved = (one - _drawn(*shape)).norm()
+        assert (one - other).norm() < 0.01 * moved
+        buffers = [
+            optimizer.state[weight]["momentum_buffer"] for optimizer, weight in zip(pair, (one, other), strict=True)
+        ]
+        assert torch.equal(*buffers)
+
+
+def test_a_weight_without_a_gradient_stays() -> None:
+    """No decay, no state; and the closure is called."""
+    weight = nn.Parameter(_drawn(4, 4))
+    optimizer = PlainMuon([weight], lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    assert optimizer.step(lambda: 3.0) == 3.0
+    assert torch.equal(weight, _drawn(4, 4))
+    assert not optimizer.state[weight]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, PlainMuon), (torch.bfloat16, torch.optim.Muon)])
+def test_the_precision_of_the_run_decides(dtype: torch.dtype, kind: type[torch.optim.Muon]) -> None:
+    """In fp32 nothing is computed in bf16, which not every processor can."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8, bias=False)])
+
+    optimizer = Optimizer(Model().to(dtype), TrainingConfig(optimizer="muon"))
+    assert type(optimizer.groups[0].optimizer) is kind
