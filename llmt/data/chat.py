@@ -33,7 +33,7 @@ SECONDS = 2.0
 """So long a template may take for one conversation."""
 
 START_SECONDS = 60.0
-"""So long the first one may take, with the start of the process."""
+"""So long its process may take to start."""
 
 # Noncharacters, which no text holds: around what the assistant says, and inside of what only looks like a control
 # token.
@@ -221,21 +221,18 @@ class ChatSession:
 
     def _answers(self, conversations: Sequence[Sequence[Message]]) -> "list[Written | DataError]":
         """The answers of the process for some conversations; fewer where one of them ended it."""
-        seconds = self._seconds
         if self._child is None:
             self._child = _Child(self._setup)
-            seconds += START_SECONDS
         self._child.ask([[message._asdict() for message in messages] for messages in conversations])
         found: list[Written | DataError] = []
         for _ in conversations:
             try:
-                answer = self._child.answer(seconds)
+                answer = self._child.answer(self._seconds)
             except (OSError, Empty) as error:
                 self.close()
                 why = f"takes more than {self._seconds:g} s" if isinstance(error, Empty) else "ended its process"
                 found.append(DataError(f"{self._name} {why} for this conversation", _HINT))
                 break
-            seconds = self._seconds
             if "error" in answer:
                 said = answer["error"]
                 found.append(DataError(f"{self._name} refuses this conversation: {said}", _HINT))
@@ -250,15 +247,14 @@ class _Child:
     def __init__(self, setup: bytes) -> None:
         self._process = start_child("llmt.data.chat_child")
         self._said: SimpleQueue[bytes | None] = SimpleQueue()
-        self._first = setup
         Thread(target=self._listen, name="llmt-chat", daemon=True).start()
+        with suppress(OSError, Empty):  # nobody is there, which the next answer will tell
+            send(self._process.stdin, setup)
+            self.answer(START_SECONDS)
 
     def ask(self, conversations: Sequence[Any]) -> None:
         """Send some conversations; each gets an answer."""
         with suppress(OSError):  # nobody is there, which the answer will tell
-            if self._first:
-                send(self._process.stdin, self._first)
-                self._first = b""
             send(self._process.stdin, json.dumps(conversations).encode())
 
     def answer(self, seconds: float) -> dict[str, Any]:
@@ -270,6 +266,7 @@ class _Child:
         """
         said = self._said.get(timeout=seconds)
         if said is None:
+            self._said.put(None)  # for who asks again
             raise OSError("the process ended")
         answer: dict[str, Any] = json.loads(said)
         return answer

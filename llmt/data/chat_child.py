@@ -16,7 +16,7 @@ MAX_TEXT = 64_000_000
 
 
 def serve() -> None:
-    """Take `{template, has_spans, values}`, then conversations; answer `{text, spans}` or `{error}` to each."""
+    """Take `{template, has_spans, values}`, say `{}`, then answer `{text, spans}` or `{error}` to each conversation."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -29,6 +29,7 @@ def serve() -> None:
         TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError
     )  # fmt: skip
     limit_memory()
+    send(sys.stdout.buffer, b"{}")  # from now on time counts
     while (data := receive(sys.stdin.buffer)) is not None:
         for messages in json.loads(data):
             try:

@@ -119,7 +119,7 @@ def test_the_stream_of_samples_is_one_over_processes(tmp_path: Path) -> None:
     rows = torch.cat([whole.input_ids, whole.labels, whole.position_ids], dim=1).tolist()
     expected = [" ".join(map(str, row)) for row in rows]
     hashes = set()
-    cases = ((1, 0, 1, 0), (1, 4, 8, 80), (2, 0, 2, 16), (2, 1, 8, 32), (2, 4, 1, 48))
+    cases = ((1, 4, 8, 0), (2, 0, 2, 16), (2, 4, 1, 48))
     for world_size, workers, batch_size, start in cases:
         arguments = [str(tmp_path), *map(str, (workers, batch_size))]
         rest = list(map(str, (world_size, start, samples)))

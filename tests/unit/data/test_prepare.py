@@ -334,6 +334,41 @@ def test_two_processes_may_make_the_same_shards(tmp_path: Path, tokenizer: Token
     assert _ids(outer.train[0]) == _ids(inner[0].train[0])
 
 
+_PREPARE = """
+import sys
+from pathlib import Path
+from llmt.config.data import DataConfig
+from llmt.data.prepare import prepare_shards
+from llmt.tokenizers.bpe import train_bpe
+
+tokenizer = train_bpe(["a few words to train on"], vocab_size=300)
+sys.stdin.readline()
+prepared = prepare_shards(DataConfig(sources=(sys.argv[1],), block_size=16), tokenizer, Path(sys.argv[2]))
+print(prepared.fingerprint, prepared.train[0].targets, prepared.text.tokens)
+"""
+
+
+def test_two_real_processes_prepare_the_same_text(tmp_path: Path) -> None:
+    """Started together, both end well, with one folder between them."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"words of row {number}"}) for number in range(4_000)))
+    command = [sys.executable, "-c", _PREPARE, str(path), str(tmp_path / "cache")]
+    both = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    time.sleep(1.5)  # both have imported what they need, or nearly so
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0] != ""
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert open_prepared(folder, said[0][0].split()[0]) is not None
+
+
 def test_the_audit_counts_what_was_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Documents, bytes, repeats, lost characters, extremes and the held-out share."""
     texts = ["one two three " * 20, "äöü", "äöü", "lost \ufffd\ufffd"] + [f"text {number}" for number in range(21)]

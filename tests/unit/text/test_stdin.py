@@ -69,9 +69,9 @@ def test_it_can_be_read_as_often_as_a_file(run_python: Run) -> None:
     )
     twice, once, paired = json.loads(run_python(_READ, what, stdin=text.encode()))[0]
     assert "".join(once) == text
-    assert len(once) == 2
+    assert len(once) > 10
     assert twice == [*once, *once]
-    assert paired == [once[0], once[0], once[1], once[1]]
+    assert paired == [block for block in once for _ in range(2)]
 
 
 def test_its_fingerprint_is_of_its_content(run_python: Run) -> None:
