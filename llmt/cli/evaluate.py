@@ -29,7 +29,6 @@ _AS_TRAINED = (
     "train_on_prompt",
     "split_on",
     "packing",
-    "truncation",
     "document_mask",
     "encoding_errors",
 )
@@ -128,7 +127,7 @@ def _data_to_measure(settings: EvalSettings, trained: DataConfig, size: int) -> 
     """The settings of the run's data, for other text, all of which is measured."""
     kept = trained.model_dump(include=set(_AS_TRAINED))
     if settings.text_column is not None:
-        kept["text_column"] = settings.text_column
+        kept |= {"text_column": settings.text_column, "format": "text", "columns": {}, "prompt_template": None}
     if settings.encoding_errors is not None:
         kept["encoding_errors"] = settings.encoding_errors
     return DataConfig(**kept, sources=settings.data, validation_split=0.0, block_size=size)

@@ -80,8 +80,9 @@ class DataConfig(Section):
     means that a part of `sources` is held out."""
 
     validation_split: Number | None = Field(None, ge=0, lt=1)
-    """Share of the documents that is held out. None holds out 5 % of them; of a source with fewer than 20
-    documents, where a share means the end of each, the last 10 %. 0 trains on everything and validates nothing."""
+    """Share of the documents that is held out where `validation_sources` names nothing. None holds out 5 % of them; of
+    a source with fewer than 20 documents, where a share means the end of each, the last 10 %. 0 trains on everything
+    and validates nothing."""
 
     block_size: Count = Field(256, gt=1)
     """Length of a training sequence, in tokens."""
@@ -136,6 +137,9 @@ class DataConfig(Section):
         unknown = [part for part in self.columns if part not in COLUMNS]
         if unknown:
             raise ValueError(f"columns: no part {unknown[0]!r}; there are {', '.join(COLUMNS)}")
+        empty = [part for part, column in self.columns.items() if not column]
+        if empty:
+            raise ValueError(f"columns: the name of the column of {empty[0]} is empty")
         return self
 
     @model_validator(mode="after")

@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 from llmt.config.data import DataConfig
 from llmt.config.names import BUILTIN
 from llmt.data.findings import DocumentDigest, Finding
-from llmt.data.split import Survey, describe_split, hold_out, survey
+from llmt.data.split import HELD_CHARACTERS, Survey, describe_split, hold_out, survey
 from llmt.text.documents import Document
 from llmt.text.reading import Reading
 from llmt.text.sources import open_documents, open_each
 
 Split = Literal["train", "validation"]
-
-_HELD_CHARACTERS = 4_000_000
 
 
 class Place(NamedTuple):
@@ -60,6 +58,7 @@ class Assignment:
         self._met: set[int] = set()
         self._seen: set[int] = set()
         self._digest = DocumentDigest()
+        self._left_out = ""
         self.deduplicated = self.overlap_kept = 0
         self.overlap = Finding()
         self.notes: list[str] = []
@@ -126,7 +125,7 @@ class Assignment:
             digest = self._digest.add(document)
             held.append((document, is_held_out))
             if digest is None:
-                is_too_long = is_too_long or sum(len(part.text) for part, _ in held) > _HELD_CHARACTERS
+                is_too_long = is_too_long or sum(len(part.text) for part, _ in held) > HELD_CHARACTERS
                 if not is_too_long:
                     continue
             elif not self._is_wanted(digest, document.source, is_too_long=is_too_long) and not is_too_long:
@@ -145,7 +144,9 @@ class Assignment:
             return False
         if config.deduplicate:
             if digest in self._seen:
-                self.deduplicated += not is_too_long
+                # Of a text that was cut both sides come here.
+                self.deduplicated += not is_too_long and source != self._left_out
+                self._left_out = source
                 return False
             self._seen.add(digest)
         return True

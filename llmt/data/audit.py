@@ -28,6 +28,7 @@ class TextAudit:
         conversations: Those with turns.
         characters: Their characters.
         text_bytes: Their size.
+        stored_bytes: Size of what was made into ids: without what is left out, with what a chat template writes.
         tokens: Ids to be predicted in both splits, end-of-text ids among them.
         held_out_documents: Documents that are validated on; with fewer than 20 in a source, ends of documents.
         held_out_bytes: Their size.
@@ -54,6 +55,7 @@ class TextAudit:
     conversations: int
     characters: int
     text_bytes: int
+    stored_bytes: int
     tokens: int
     held_out_documents: int
     held_out_bytes: int
@@ -77,7 +79,7 @@ class TextAudit:
     @property
     def bytes_per_token(self) -> float:
         """How much text a token holds on average, of what was stored."""
-        return self.text_bytes / max(self.tokens, 1)
+        return self.stored_bytes / max(self.tokens, 1)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "TextAudit":

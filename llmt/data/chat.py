@@ -93,9 +93,13 @@ class ChatWriter:
         return hashlib.sha256(self.template.encode()).hexdigest()
 
     @contextmanager
-    def open(self) -> "Iterator[ChatSession]":
-        """Something that writes conversations; its process starts with the first, and ends here."""
-        session = ChatSession(self.name, self.template, self._tokenizer, self._seconds)
+    def open(self, *, all_learnt: bool = False) -> "Iterator[ChatSession]":
+        """Something that writes conversations; its process starts with the first, and ends here.
+
+        Args:
+            all_learnt: Everything is learnt, so that the words of the assistant may be missing.
+        """
+        session = ChatSession(self, self._tokenizer, self._seconds, all_learnt=all_learnt)
         try:
             yield session
         finally:
@@ -105,9 +109,10 @@ class ChatWriter:
 class ChatSession:
     """Conversations through one template, in a process that is ended when it takes too long."""
 
-    def __init__(self, name: str, template: str, tokenizer: Tokenizer, seconds: float) -> None:
-        self._name = name
+    def __init__(self, writer: ChatWriter, tokenizer: Tokenizer, seconds: float, *, all_learnt: bool) -> None:
+        self._name, template = writer.name, writer.template
         self._has_spans = _SPANS.search(template) is not None
+        self._all_learnt = all_learnt
         self._control = tokenizer.control_tokens
         setup = {"template": template, "has_spans": self._has_spans, "values": tokenizer.special_tokens}
         self._setup = json.dumps(setup).encode()
@@ -174,7 +179,7 @@ class ChatSession:
                 else:
                     missing.append(number)
             left = missing
-        for number in left:
+        for number in () if self._all_learnt else left:  # otherwise nothing has to be told apart
             found[number] = DataError(
                 f"{self._name} changes or leaves out what the assistant says, so what is to be learnt cannot be told",
                 "put {% generation %} around it in the template, or --train-on-prompt",

@@ -83,7 +83,7 @@ class TextCounter:
         self.replaced = Finding()
         self.spelled = Finding()
         self._control = tuple(control)
-        self._size = 0
+        self._size, self._has_spelled = 0, False
         self._digest = DocumentDigest()
         self._pending = array("Q")
         self._paths = [directory / ".digests.tmp", directory / ".places.tmp"]
@@ -116,8 +116,9 @@ class TextCounter:
         self.characters += len(text)
         if size != len(text) and (lost := text.count(_REPLACEMENT)):
             self.replaced.add(document.source, lost)
-        if any(token in text for token in self._control):
+        if not self._has_spelled and any(token in text for token in self._control):
             self.spelled.add(document.source)
+            self._has_spelled = True
         self._size += size
         digest = self._digest.add(document)
         if digest is None:
@@ -127,7 +128,7 @@ class TextCounter:
         self.documents += 1
         self.supervised += document.prompt is not None or bool(document.messages)
         self.conversations += bool(document.messages)
-        self._size = 0
+        self._size, self._has_spelled = 0, False
         self._pending.append(digest)
         with storage_errors("writing digests", self._paths[0]):
             self._places.add(document.source)

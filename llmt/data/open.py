@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmt.config.data import DataConfig
+from llmt.data.chat import ChatWriter
 from llmt.data.prepare import Progress, prepare_shards
 from llmt.data.ready import ReadyData, ready_data
 from llmt.data.sequences import Sequences
@@ -92,6 +93,7 @@ def open_data(
         prepared = prepare_shards(config, tokenizer, cache / "shards", progress=progress)
         return ready_data(config, prepared, cache / "packed")
     digest = hashlib.sha256(list_sources(config.sources, Reading.of(config)).encode())
+    digest.update(ChatWriter(tokenizer, config.chat_template).fingerprint().encode())
     held_out = None
     if config.validation_sources:
         alone = {"sources": config.validation_sources, "validation_sources": (), "validation_split": 0.0}

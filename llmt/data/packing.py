@@ -20,6 +20,8 @@ from llmt.errors import DataError
 GROUP = 1 << 20
 """So many documents are packed at once, which bounds memory."""
 
+_WINDOW = 1 << 22
+
 Pieces = NDArray[np.int64]
 """For each part of a document the place of its first input in the row of ids, and its length, `(P, 2)`."""
 
@@ -157,9 +159,16 @@ class _Group:
         mask = self._shards.mask
         if mask is None or not len(starts):
             return lengths
-        low = int(starts[0]) + 1
-        sums = np.concatenate([[0], np.cumsum(mask[low : int(starts[-1] + lengths[-1]) + 1], dtype=np.int64)])
-        found: NDArray[np.int64] = sums[starts + 1 + lengths - low] - sums[starts + 1 - low]
+        found = np.empty(len(starts), dtype=np.int64)
+        first = 0
+        while first < len(starts):
+            # A window of some millions of ids: their sums take many times the room of the mask itself.
+            last = max(int(np.searchsorted(starts, starts[first] + _WINDOW)), first + 1)
+            low, high = int(starts[first]) + 1, int(starts[last - 1] + lengths[last - 1]) + 1
+            sums = np.concatenate([[0], np.cumsum(mask[low:high], dtype=np.int64)])
+            begins = starts[first:last] + 1 - low
+            found[first:last] = sums[begins + lengths[first:last]] - sums[begins]
+            first = last
         return found
 
     def _finding(self, numbers: NDArray[Any]) -> Finding:

@@ -97,6 +97,7 @@ def fingerprint_data(config: DataConfig, tokenizer: Tokenizer, chat: ChatWriter)
         "options": config.model_dump(include=set(_DECIDES)),
         "chat": chat.fingerprint(),
         "tokenizer": tokenizer.fingerprint(),
+        "special": [tokenizer.special_tokens, tokenizer.control_tokens],
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
@@ -151,6 +152,8 @@ def _make(work: _Work, directory: Path) -> PreparedData:
 
 def _fill(staged: StagedDirectory, work: _Work) -> None:
     config, tokenizer = work.config, work.tokenizer
+    # Where one token is both, as in GPT-2's family, it ends texts and stands for nothing unknown.
+    unknown = None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
     names = ["train"] + [f"train-{number}" for number in range(1, len(config.mixture))]
     with ExitStack() as files:
         counter = files.enter_context(TextCounter(staged.path, tuple(tokenizer.special_tokens.values())))
@@ -162,7 +165,7 @@ def _fill(staged: StagedDirectory, work: _Work) -> None:
                     name,
                     vocab_size=tokenizer.vocab_size,
                     eos_token_id=tokenizer.eos_token_id,
-                    unk_token_id=tokenizer.unk_token_id,
+                    unk_token_id=unknown,
                 )
             )
             for place, name in [
@@ -188,7 +191,7 @@ def _write(documents: Iterable[tuple[Document, Place]], work: _Work, writers: Ma
     done_bytes = done_documents = 0
     config = work.config
     with (
-        work.chat.open() as render,
+        work.chat.open(all_learnt=config.train_on_prompt) as render,
         DocumentEncoder(
             work.tokenizer, config.num_proc, train_on_prompt=config.train_on_prompt, render=render
         ) as encoder,
@@ -245,6 +248,7 @@ def _audit(
         conversations=counter.conversations,
         characters=counter.characters,
         text_bytes=counter.text_bytes,
+        stored_bytes=sum(writer.text_bytes for writer in each),
         tokens=sum(writer.count - 1 for writer in each),
         held_out_documents=held.documents,
         held_out_bytes=held.text_bytes,

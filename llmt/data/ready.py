@@ -210,6 +210,12 @@ def _open(directory: Path) -> Packed | None:
 def _require_enough(train: TrainingSet, config: DataConfig) -> None:
     if not any(part.trained for part in train.parts):
         raise DataError("data.sources: nothing in it is learnt: all of it is masked or left out", "--train-on-prompt")
+    for source, weight, part in zip(config.sources, config.mixture, train.parts, strict=False):
+        if weight and not part.count:
+            raise DataError(
+                f"{source}: no sequence of it is left to train on, and it has a weight of {weight:g}",
+                "leave it out of the mixture, or --truncation split",
+            )
     tokens, size = sum(part.shards.targets for part in train.parts), config.block_size
     if all(isinstance(part, BlockSequences) for part in train.parts) and tokens < size:
         raise DataError(

@@ -117,6 +117,8 @@ class ShardWriter:
         largest: The largest id so far.
         unknown: How many unknown tokens there were.
         ends: How many end-of-text ids stand inside documents.
+        documents: How many documents there were.
+        text_bytes: UTF-8 bytes of their texts.
 
     Raises:
         StorageError: The disk refused.
@@ -136,7 +138,7 @@ class ShardWriter:
         self._ends: list[int] = [1]
         self._written = 0
         self._open = False  # a document that goes on
-        self.documents = self._text_bytes = self._trained_bytes = 0
+        self.documents = self.text_bytes = self._trained_bytes = 0
         self.largest = self.unknown = self.ends = 0
         self._mask: Any = None
         self._files: list[Any] = []
@@ -194,7 +196,7 @@ class ShardWriter:
         for ids, learnt in pieces:
             self._ids += ids
             self._learnt.append((len(ids), learnt))
-        self._text_bytes += text_bytes
+        self.text_bytes += text_bytes
         self._trained_bytes += text_bytes if trained_bytes is None else trained_bytes
         self._open = more
         if not more:
@@ -217,7 +219,7 @@ class ShardWriter:
             "format": SHARD_FORMAT,
             "tokens": self._written,
             "documents": self.documents,
-            "text_bytes": self._text_bytes,
+            "text_bytes": self.text_bytes,
             "trained_bytes": self._trained_bytes,
             "vocab_size": self._vocab_size,
             "eos": self._eos,
@@ -256,7 +258,8 @@ class ShardWriter:
             if all(learnt for _, learnt in self._learnt[self._written == 0 :]):
                 return
             self._mask = self._create("mask.bin")
-            for start in range(0, self._written, _BUFFER_BYTES):
+            self._mask.write(b"\0"[: self._written])  # the first id is no target
+            for start in range(1, self._written, _BUFFER_BYTES):
                 self._mask.write(b"\1" * min(_BUFFER_BYTES, self._written - start))
         lengths, learnt = zip(*self._learnt, strict=True)
         mask = np.repeat(np.array(learnt, dtype=np.uint8), lengths)

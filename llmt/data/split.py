@@ -11,6 +11,9 @@ from llmt.text.documents import Document
 FEW_DOCUMENTS = 20
 """With fewer documents than this the end of each one is held out, not some of them."""
 
+HELD_CHARACTERS = 4_000_000
+"""A document of more characters is decided upon before its end is read."""
+
 MANY_SHARE = 0.05
 FEW_SHARE = 0.1
 """Shares that are held out where none is named: of many documents, and of the end of few."""
@@ -91,31 +94,58 @@ def describe_split(share: float | None, *, few: bool) -> str:
 
 
 def _choose(documents: Iterable[Document], share: float) -> Iterator[tuple[Document, bool]]:
-    lowest: list[Document] = []  # equal documents that are held back until another one is held out
+    lowest: list[list[Document]] = []  # equal documents that are held back until another one is held out
     bar = 1.0
-    inside: bool | None = None  # where the document goes whose parts are passing
-    for document in documents:
-        if inside is not None or document.more:
-            inside = _place(document.text) < share if inside is None else inside
-            if inside:
-                yield from ((kept, False) for kept in lowest)
-                lowest, bar = [], 0.0
-            yield document, inside
-            inside = inside if document.more else None
-            continue
-        place = _place(document.text)
+    for parts, is_whole in _gather(documents):
+        place = _place(parts[0].text)
         if place < share:
-            yield from ((kept, False) for kept in lowest)
+            yield from ((part, False) for kept in lowest for part in kept)
             lowest, bar = [], 0.0
-            yield document, True
-        elif lowest and document.text == lowest[0].text:
-            lowest.append(document)
-        elif place >= bar:
-            yield document, False
+            for part in parts:
+                yield part, True
+        elif is_whole and lowest and _texts(parts) == _texts(lowest[0]):
+            lowest.append(list(parts))
+        elif place >= bar or not is_whole:
+            for part in parts:
+                yield part, False
         else:
-            yield from ((kept, False) for kept in lowest)
-            lowest, bar = [document], place
-    yield from ((document, True) for document in lowest)
+            yield from ((part, False) for kept in lowest for part in kept)
+            lowest, bar = [list(parts)], place
+    yield from ((part, True) for kept in lowest for part in kept)
+
+
+def _gather(documents: Iterable[Document]) -> Iterator[tuple["_Parts", bool]]:
+    """The parts of each document, and whether all are held: those of one that is too long are read as they come."""
+    rest = iter(documents)
+    for document in rest:
+        held, size = [document], len(document.text)
+        while held[-1].more and size <= HELD_CHARACTERS and (part := next(rest, None)) is not None:
+            held.append(part)
+            size += len(part.text)
+        is_whole = not held[-1].more
+        yield _Parts(held, iter(()) if is_whole else rest), is_whole
+
+
+class _Parts:
+    """The parts of a document, the first of which are held."""
+
+    def __init__(self, held: list[Document], rest: Iterator[Document]) -> None:
+        self._held = held
+        self._rest = rest
+
+    def __getitem__(self, number: int) -> Document:
+        return self._held[number]
+
+    def __iter__(self) -> Iterator[Document]:
+        yield from self._held
+        for part in self._rest:
+            yield part
+            if not part.more:
+                return
+
+
+def _texts(parts: Iterable[Document]) -> list[str]:
+    return [part.text for part in parts]
 
 
 def _place(text: str) -> float:
@@ -131,7 +161,7 @@ def _cut_each(
     documents: Iterable[Document], share: float, characters: tuple[int, ...]
 ) -> Iterator[tuple[Document, bool]]:
     """The end of each text; of prompts and conversations the last documents."""
-    kept = len(characters) - max(round(len(characters) * share), 1)
+    kept = max(len(characters) - max(round(len(characters) * share), 1), 1)  # one alone is trained on
     number = done = 0
     cut = False  # the document whose parts are passing was cut already
     for document in documents:
@@ -141,7 +171,7 @@ def _cut_each(
             )
         length = characters[number]
         if document.prompt is not None or document.messages:
-            yield document, number >= kept > 0
+            yield document, number >= kept
         elif not document.more and not done:
             yield from _cut(document, share)
         elif cut or done + len(document.text) < length * (1 - share):

@@ -175,7 +175,7 @@ class StreamLoader:
         self._context = tokenizer.eos_token_id
         chat = ChatWriter(tokenizer, config.chat_template)
         with (
-            chat.open() as render,
+            chat.open(all_learnt=config.train_on_prompt) as render,
             DocumentEncoder(
                 tokenizer, config.num_proc, train_on_prompt=config.train_on_prompt, render=render
             ) as encoder,

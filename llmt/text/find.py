@@ -150,8 +150,9 @@ def _find_in_folder(folder: Path, origin: str) -> list[Source]:
         return [Source(str(folder), "data set", True, origin)]
     files: list[str] = []  # a million names are less than a million paths
     is_other = False
-    for root, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen = {os.path.realpath(folder)}  # a link may lead to a folder above it
+    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and _is_new(os.path.join(root, name), seen)]
         for name in names:
             is_known = suffixes(name)[0] in TEXT_SUFFIXES + ROW_SUFFIXES and not name.startswith(".")
             if is_known and os.path.isfile(path := os.path.join(root, name)):
@@ -163,6 +164,15 @@ def _find_in_folder(folder: Path, origin: str) -> list[Source]:
     files.sort(key=lambda path: path.replace(os.sep, "\0"))  # folder by folder
     _require_one_part(folder, files)
     return [Source(path, _kind(path), False, origin) for path in files]
+
+
+def _is_new(folder: str, seen: set[str]) -> bool:
+    """Whether a folder was not met yet, by whatever name; notes it."""
+    real = os.path.realpath(folder)
+    if real in seen:
+        return False
+    seen.add(real)
+    return True
 
 
 def _require_one_part(folder: Path, files: Sequence[str]) -> None:

@@ -66,18 +66,27 @@ def fingerprint_data_set(name: str, reading: Reading) -> str:
         StorageError: A file cannot be read.
     """
     digest = hashlib.sha256(f"{reading.config} {reading.split}\n".encode())
+    if not Path(name).is_dir() and reading.download:
+        with _plain_errors(name, reading), _quiet():
+            paths = [Path(file["filename"]) for file in _open(name, reading).cache_files]
+        for path in paths:  # what was downloaded is known by its content, which needs no network
+            _add_file(digest, name, reading, path)
+        return digest.hexdigest()
     if not Path(name).is_dir():
         digest.update(_revision(name, reading).encode())
         return digest.hexdigest()
     folder = Path(name)
-    with _plain_errors(name, reading):
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                with path.open("rb") as content:
-                    digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
-                    while part := content.read(_READ_BYTES):
-                        digest.update(part)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+            _add_file(digest, name, reading, path)
     return digest.hexdigest()
+
+
+def _add_file(digest: "hashlib._Hash", name: str, reading: Reading, path: Path) -> None:
+    with _plain_errors(name, reading), path.open("rb") as content:
+        while part := content.read(_READ_BYTES):
+            digest.update(part)
 
 
 def _revision(name: str, reading: Reading) -> str:

@@ -123,7 +123,10 @@ def checked_object(value: object, place: str, encoding_errors: "EncodingErrors",
     """
     if not isinstance(value, dict):
         raise DataError(f"{place}: a {type(value).__name__} where an object belongs", hint)
-    return {name: _mended(part, f"{place}: field {name!r}", encoding_errors) for name, part in value.items()}
+    try:
+        return {name: _mended(part, f"{place}: field {name!r}", encoding_errors) for name, part in value.items()}
+    except RecursionError:
+        raise DataError(f"{place}: nested too deeply to be read", hint) from None
 
 
 def _object(line: str, place: str, encoding_errors: "EncodingErrors") -> dict[str, object]:

@@ -145,8 +145,10 @@ def fingerprint_sources(sources: Sequence[str], reading: Reading = PLAIN) -> str
         StorageError: A file cannot be read.
     """
     digest = hashlib.sha256()
-    for source in find_sources(sources):
-        digest.update(f"{_label(source)} {_content(source, reading)}\n".encode())
+    for found in find_each(sources):
+        digest.update(f"{len(found)}\n".encode())  # which name stands for what decides what is split and mixed
+        for source in found:
+            digest.update(f"{_label(source)} {_content(source, reading)}\n".encode())
     if reading.max_samples is not None:
         digest.update(f"first {reading.max_samples}\n".encode())
     return digest.hexdigest()
@@ -276,7 +278,7 @@ class _Argument:
             self._empty(place)
 
     def _rows(self, source: Source, start: int) -> Iterator[tuple[int, Document]]:
-        form: RowFormat | None = None
+        form = self._first_form(source) if start else None
         for number, row in enumerate(self._open_rows(source, start), start):
             try:
                 if row.error is not None:
@@ -292,6 +294,13 @@ class _Argument:
                 self._empty(row.place)
             else:
                 yield number, document
+
+    def _first_form(self, source: Source) -> RowFormat | None:
+        """What the rows are by the first that can be read, for who begins at a later one."""
+        for row in self._open_rows(source, 0):
+            if row.error is None:
+                return recognise(list(row.values), self._reading, row.place, row.kind)
+        return None
 
     def _open_rows(self, source: Source, start: int) -> Iterator[Row]:
         """Of a table only the columns that are needed; of records each has its own fields."""

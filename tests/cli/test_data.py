@@ -355,6 +355,19 @@ def test_a_stream_needs_a_tokenizer_and_an_end(inside: Any, tiny: tuple[str, ...
         assert "--no-streaming" in result.err
 
 
+def test_eval_reads_a_column_that_it_is_told(inside: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """As plain text, whatever the run read; and rows as the run read them, all of them."""
+    _lines(tmp_path / "a.jsonl", ASKED)
+    _lines(tmp_path / "b.jsonl", [{"prompt": "P", "completion": "C", "body": _words(n)} for n in range(20)])
+    flags = ("--format", "instruction", "--truncation", "truncate", "--max-steps", "1", "--name", "r")
+    result = inside("train", "quickstart", "--data", "a.jsonl", *tiny, *BYTES, *flags)
+    assert result.code == 0, result.err
+    told = inside("eval", "runs/r", "--data", "b.jsonl", "--text-column", "body", "--json")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["tokens"] == sum(len(_words(n)) + 1 for n in range(20))
+    assert json.loads(inside("eval", "runs/r", "--data", "b.jsonl", "--json").out)["tokens"] == 20 * 2
+
+
 def test_a_mixture_is_trained_on(inside: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:
     """Two sources by weight; their number has to fit."""
     _lines(tmp_path / "a.jsonl", GOOD)

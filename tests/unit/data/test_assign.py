@@ -58,7 +58,7 @@ def test_a_long_document_is_left_out_as_a_short_one(tmp_path: Path) -> None:
 
 def test_what_is_too_long_to_be_held_is_kept_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was given away before its end was seen."""
-    monkeypatch.setattr("llmt.data.assign._HELD_CHARACTERS", 300_000)
+    monkeypatch.setattr("llmt.data.assign.HELD_CHARACTERS", 300_000)
     folder = _write(tmp_path / "in", a=LONG, b=LONG, c="short")
     held = _write(tmp_path / "held", x=LONG, y="short", z="other")
     assignment = Assignment(_config(folder, validation_sources=[str(held)], deduplicate=True), Reading())

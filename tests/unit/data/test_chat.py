@@ -64,7 +64,7 @@ def _template(folder: Path, text: str) -> str:
 
 def _encoded(tokenizer: Tokenizer, template: str | None, *talks: Sequence[Message], prompt: bool = False) -> list[Any]:
     with (
-        ChatWriter(tokenizer, template).open() as render,
+        ChatWriter(tokenizer, template).open(all_learnt=prompt) as render,
         DocumentEncoder(tokenizer, 1, train_on_prompt=prompt, render=render) as encoder,
     ):
         batch = [(Document("", f"talk:{number}", messages=tuple(talk)), number) for number, talk in enumerate(talks, 1)]
@@ -221,3 +221,14 @@ def test_pieces_without_control_tokens(tokenizer: Tokenizer, folder: Path) -> No
         Piece("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", False),
         Piece("hello<|im_end|>", True),
     ]
+
+
+def test_a_template_that_drops_words_can_be_learnt_whole(folder: Path, chat: Tokenizer) -> None:
+    """As the hint says: with everything learnt, nothing has to be found."""
+    template = _template(folder, "{% for m in messages %}{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}")
+    talk = (Message("user", "hi"), Message("assistant", "<think>hm</think>hello"))
+    (refused,) = _encoded(chat, template, talk)
+    assert isinstance(refused, DataError)
+    assert "--train-on-prompt" in refused.hint
+    (encoded,) = _encoded(chat, template, talk, prompt=True)
+    assert _learnt(chat, encoded) == ["hi<|im_end|>hello<|im_end|>"]

@@ -157,6 +157,20 @@ def test_examples_name_their_documents(tmp_path: Path) -> None:
     assert audit.total == shards.targets
 
 
+@given(documents=corpora, size=st.integers(2, 16))
+def test_masks_are_counted_in_windows(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[Pieces], size: int
+) -> None:
+    """Of whatever size: the plan is the same."""
+    shards = _shards(tmp_path_factory.mktemp("shards"), documents)
+    expected = pack(shards, size, "split", share=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmt.data.packing._WINDOW", 3)
+        found = pack(shards, size, "split", share=True)
+    assert found.audit == expected.audit
+    assert np.array_equal(found.pieces, expected.pieces)
+
+
 def test_many_documents_are_packed_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each group for itself; nothing is lost between them."""
     monkeypatch.setattr("llmt.data.packing.GROUP", 7)

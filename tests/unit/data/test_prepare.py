@@ -22,6 +22,7 @@ from llmt.errors import DataError, StorageError
 from llmt.text.sources import open_documents
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.bpe import train_bpe
+from llmt.tokenizers.load import load_tokenizer
 
 Folder = Callable[[int], Path]
 
@@ -467,3 +468,56 @@ def test_real_text_survives_the_way_to_the_disk(tmp_path: Path) -> None:
     decoded = [tokenizer.decode(train.document(number)[:-1].tolist()) for number in range(train.documents)]
     assert decoded == texts
     assert np.max(train.tokens) < tokenizer.vocab_size
+
+
+def test_tokenizers_with_other_special_tokens_share_no_shards(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The same tokenizer.json with another end-of-text token is another tokenizer."""
+    config = _config(_rows(tmp_path / "a.jsonl", 30))
+    first = prepare_shards(config, tokenizer, tmp_path / "cache")
+    tokenizer.save_pretrained(tmp_path / "other")
+    path = tmp_path / "other" / "tokenizer_config.json"
+    names = json.loads(path.read_text())
+    path.write_text(json.dumps(names | {"eos_token": names["pad_token"]}))
+    other = load_tokenizer(tmp_path / "other")
+    assert other.eos_token_id != tokenizer.eos_token_id
+    second = prepare_shards(config, other, tmp_path / "cache")
+    assert not second.reused
+    assert second.train[0].eos_token_id == other.eos_token_id
+    assert first.train[0].eos_token_id == tokenizer.eos_token_id
+
+
+def _rows(path: Path, count: int) -> Path:
+    path.write_text("\n".join(json.dumps({"text": f"{path.stem} row {number}"}) for number in range(count)))
+    return path
+
+
+def test_which_name_stands_for_what_is_in_the_fingerprint(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The same files divided among the sources in another way are split and mixed in another way."""
+    (tmp_path / "in").mkdir()
+    names = [str(_rows(tmp_path / "in" / f"{letter}.jsonl", 15)) for letter in "abc"]
+    one = prepare_shards(_config(tmp_path / "in"), tokenizer, tmp_path / "cache")
+    each = prepare_shards(_config(tmp_path / "in", sources=names), tokenizer, tmp_path / "cache")
+    assert not each.reused
+    assert [note.split(" of ")[0] for note in (*one.notes, *each.notes)] == ["5 %", "the last 10 %"]
+
+
+def test_one_token_for_two_roles_is_not_unknown(tmp_path: Path) -> None:
+    """In GPT-2's family one token ends texts and is named unknown too."""
+    data = os.environ.get("TEST_DATA_DIR")
+    if not data:
+        pytest.skip("TEST_DATA_DIR is not set: no real tokenizer")
+    tokenizer = load_tokenizer(Path(data) / "gpt2-tokenizer")
+    assert tokenizer.unk_token_id in (None, tokenizer.eos_token_id)
+    prepared = prepare_shards(_config(_rows(tmp_path / "a.jsonl", 30)), tokenizer, tmp_path / "cache")
+    assert prepared.text.unknown_tokens == 0
+
+
+def test_counts_are_of_documents_and_of_what_is_stored(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Of a long text that spells a token often one; of texts cut in two one each; bytes without what is left out."""
+    text = "some words <|endoftext|>\n" * 30_000
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        (tmp_path / "in" / f"{name}.txt").write_text(text)
+    prepared = prepare_shards(_config(tmp_path / "in", deduplicate=True), tokenizer, tmp_path / "cache")
+    assert (prepared.text.spelled.count, prepared.text.duplicates.count, prepared.text.deduplicated) == (2, 1, 1)
+    assert prepared.text.bytes_per_token == pytest.approx(len(text) / prepared.text.tokens)

@@ -128,8 +128,24 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, tokenizer: Tokenizer)
         _ready(tmp_path, tokenizer, long, truncation="truncate", validation_split=0)
 
 
+def test_a_source_of_a_mixture_that_packs_to_nothing_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """It could not be drawn from as often as it should; with a weight of 0 it may be empty."""
+    paths = [tmp_path / "long.jsonl", tmp_path / "short.jsonl"]
+    for path, words in zip(paths, (500, 3), strict=True):
+        path.write_text("\n".join(json.dumps({"question": f"{n}?", "answer": "so " * words}) for n in range(30)))
+    known = {"sources": [*map(str, paths)], "block_size": 64, "truncation": "drop", "validation_split": 0}
+    for mixture, is_refused in (([1, 1], True), ([1, 0], True), ([0, 1], False)):
+        config = DataConfig.model_validate({**known, "mixture": mixture})
+        prepared = prepare_shards(config, tokenizer, tmp_path / "cache" / "shards")
+        if is_refused:
+            with pytest.raises(DataError, match=r"long\.jsonl: no sequence of it is left to train on"):
+                ready_data(config, prepared, tmp_path / "cache" / "packed")
+        else:
+            assert ready_data(config, prepared, tmp_path / "cache" / "packed").train.shares() == [0.0, 1.0]
+
+
 def _audit(**numbers: Any) -> DataAudit:
-    text = TextAudit(100, 0, 0, 1, 1, 1_000, 5, 1, 1, 1, 9, 2, 0, 0)
+    text = TextAudit(100, 0, 0, 1, 1, 1, 1_000, 5, 1, 1, 1, 9, 2, 0, 0)
     packing = PackingAudit(trained=900, masked=40, dropped=30, truncated=30)
     return DataAudit(
         replace(text, **{k: v for k, v in numbers.items() if k in TextAudit.__dataclass_fields__}),

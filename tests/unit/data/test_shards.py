@@ -87,3 +87,15 @@ def test_the_bytes_on_the_disk_are_little_endian(tmp_path: Path) -> None:
     assert (tmp_path / "train.tokens.bin").read_bytes() == b"\x00\x00\x02\x01\x00\x00"
     offsets = np.frombuffer((tmp_path / "train.documents.bin").read_bytes(), "<u8")
     assert offsets.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("first", [3, 70_000])
+def test_a_mask_may_begin_late(tmp_path: Path, first: int) -> None:
+    """After much that is learnt: the first id is no target all the same."""
+    with ShardWriter(tmp_path, "train", vocab_size=16, eos_token_id=0) as writer:
+        writer.add([([1] * first, True)], text_bytes=1)
+        writer.add([([2] * 5, False), ([3] * 4, True)], text_bytes=1)
+        writer.finish()
+    shards = open_shards(tmp_path, "train")
+    assert shards.mask is not None
+    assert shards.mask.tolist() == [0] + [1] * (first + 1) + [0] * 5 + [1] * 5

@@ -114,9 +114,9 @@ def test_the_default_is_a_twentieth_of_many_and_a_tenth_of_few() -> None:
 
 def test_prompts_and_conversations_are_not_cut() -> None:
     """Of few of them the last ones are held out, whole; of one alone nothing is."""
-    for count, held in ((1, 0), (5, 1), (19, 2)):
+    for count, share, held in ((1, 0.1, 0), (5, 0.1, 1), (19, 0.1, 2), (5, 0.95, 4), (2, 0.5, 1)):
         documents = [Document(f"prompt {number} answer", "", prompt=8) for number in range(count)]
-        parts = list(hold_out(iter(documents), 0.1))
+        parts = list(hold_out(iter(documents), share))
         assert [part for part, _ in parts] == documents
         assert [is_held for _, is_held in parts] == [number >= count - held for number in range(count)]
 
@@ -151,3 +151,19 @@ def test_a_source_that_grew_is_noticed() -> None:
     """After the survey."""
     with pytest.raises(DataError, match="changed while it was read"):
         list(hold_out(_documents(["a b c", "d e f"]), 0.1, survey(_documents(["a b c"]))))
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(1, 3)), min_size=FEW_DOCUMENTS, max_size=40))
+def test_something_is_held_out_of_long_texts_too(texts: list[tuple[int, int]]) -> None:
+    """Equal ones on one side, whole, also where chance would hold out none."""
+
+    def parts() -> Iterator[Document]:
+        for number, (kind, count) in enumerate(texts):
+            for place in range(count):
+                yield Document(f"text {kind} {count} {place}", f"{number}", more=place < count - 1)
+
+    found = list(hold_out(parts(), 0.001))
+    held = {texts[int(part.source)] for part, is_held in found if is_held}
+    assert held
+    assert not held & {texts[int(part.source)] for part, is_held in found if not is_held}
+    assert len(found) == sum(count for _, count in texts)

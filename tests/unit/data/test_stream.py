@@ -128,6 +128,15 @@ def test_rows_are_numbered_alike_from_every_place(folder: Path, name: str) -> No
         assert list(open_stream(source, Reading(split_on="\n"), 0, start)) == [row for row in whole if row[1] >= start]
 
 
+def test_the_first_row_says_what_the_rows_are(tmp_path: Path) -> None:
+    """Also for who begins at a later one, which might be read otherwise."""
+    rows = [{"text": "one"}, {"text": "two", "prompt": "P", "completion": "C"}, {"text": "three"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    whole = list(open_stream([str(tmp_path)], Reading()))
+    assert [document.text for _, _, document in whole] == ["one", "two", "three"]
+    assert list(open_stream([str(tmp_path)], Reading(), 0, 1)) == whole[1:]
+
+
 def test_a_long_text_goes_on_in_its_middle(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Parts of one document: no end-of-text id between them, wherever the stream was left."""
     (tmp_path / "a.txt").write_text("four words of text\n" * 450_000)

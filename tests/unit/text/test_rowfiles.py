@@ -119,6 +119,18 @@ def test_json_errors_name_the_line(tmp_path: Path) -> None:
     assert _rows(_write(tmp_path, "e.json", "[ ]")) == []
 
 
+@pytest.mark.parametrize("depth", [300, 900, 990, 2_000, 100_000])
+def test_deep_nesting_is_a_bad_row_at_worst(tmp_path: Path, depth: int) -> None:
+    """Never an error of the interpreter."""
+    row = '{"text": "a", "x": ' + "[" * depth + "]" * depth + "}"
+    for name, content in (("a.jsonl", row), ("b.json", f"[{row}]")):
+        try:
+            (found,) = _rows(_write(tmp_path, name, content))
+        except DataError:
+            continue
+        assert found.error is not None or found.values["text"] == "a"
+
+
 csv_characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 

@@ -292,3 +292,17 @@ def test_where_one_file_ends_and_the_next_begins_is_part_of_the_fingerprint(tmp_
             (tmp_path / folder / name).write_text(text)
     prints = {fingerprint_sources([str(tmp_path / folder)]) for folder in contents}
     assert len(prints | {fingerprint_sources(["builtin"]), fingerprint_sources(["builtin:instructions"])}) == 5
+
+
+def test_folders_are_followed_through_links_once(tmp_path: Path) -> None:
+    """What lies behind a link is read; one that leads back is not walked again."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("one")
+    (tmp_path / "elsewhere" / "b.txt").write_text("two")
+    try:
+        (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in", target_is_directory=True)
+    except OSError:
+        pytest.skip("links may not be made here")
+    assert [document.text for document in open_documents([str(tmp_path / "in")])] == ["one", "two"]
