@@ -39,25 +39,28 @@ def decode(stream: BinaryIO, name: str, encoding_errors: "EncodingErrors") -> It
 
     Args:
         stream: Bytes.
-        name: What errors call it. Offsets count the bytes of the stream, unpacked where it was packed.
+        name: What errors call it. Offsets and lines count in the stream, unpacked where it was packed.
         encoding_errors: `strict` stops at bytes that are not UTF-8, `replace` puts U+FFFD there.
 
     Raises:
         DataError: Bytes that are not UTF-8, or a NUL character.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(encoding_errors)
-    offset, is_first = 0, True
+    offset, line, is_first = 0, 1, True
     while True:
         content = stream.read(PIECE_BYTES)
         held = decoder.getstate()[0]  # the first bytes of a character that the last piece cut
         try:
             piece = decoder.decode(content, final=not content)
         except UnicodeDecodeError as error:
-            raise _not_utf8(held + content, error.start, name, offset - len(held)) from None
+            line += content.count(b"\n", 0, max(error.start - len(held), 0))
+            raise _not_utf8(held + content, error.start, f"{name}:{line}", offset - len(held)) from None
         if b"\0" in content:
-            place = offset + content.index(0)
-            raise DataError(f"{name}: byte 0x00 at offset {place}, so this is not text", _FORMATS_HINT)
+            start = content.index(0)
+            line += content.count(b"\n", 0, start)
+            raise DataError(f"{name}:{line}: byte 0x00 at offset {offset + start}, so this is not text", _FORMATS_HINT)
         offset += len(content)
+        line += content.count(b"\n")
         if piece:
             yield piece.removeprefix(_MARK) if is_first else piece
             is_first = False
@@ -88,7 +91,7 @@ def read_json_lines(path: Path, reading: Reading = PLAIN, start: int = 0) -> Ite
                 offset += len(content)
                 continue
             try:
-                line = _decode_line(content, str(path), offset, reading.encoding_errors).removeprefix(_MARK)
+                line = _decode_line(content, place, offset, reading.encoding_errors).removeprefix(_MARK)
                 if line.strip():
                     yield Row(place, _object(line.rstrip("\r\n"), place, reading.encoding_errors))
                 elif reading.on_empty is not None:

@@ -389,9 +389,9 @@ BAD: dict[str, tuple[str, bytes, tuple[str, ...], str]] = {
     "half a line": ("a.jsonl", b'{"text": "a"}\n{"text": "b', (), "a.jsonl:2:10: not JSON"),
     "a missing field": ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', (), "a.jsonl:2: no field 'text'; it has body"),
     "a field of another type": ("a.jsonl", b'{"text": "a"}\n{"text": 5}\n', (), "a.jsonl:2: field 'text' is int"),
-    "bytes that are not UTF-8": ("a.txt", b"abc \xff", (), "a.txt: byte 0xff at offset 4 is not UTF-8"),
-    "UTF-16": ("a.txt", "text".encode("utf-16"), (), "a.txt: byte 0xff at offset 0 is not UTF-8: this is UTF-16"),
-    "NUL": ("a.txt", b"ab\0c", (), "a.txt: byte 0x00 at offset 2"),
+    "bytes that are not UTF-8": ("a.txt", b"abc \xff", (), "a.txt:1: byte 0xff at offset 4 is not UTF-8"),
+    "UTF-16": ("a.txt", "text".encode("utf-16"), (), "a.txt:1: byte 0xff at offset 0 is not UTF-8: this is UTF-16"),
+    "NUL": ("a.txt", b"ab\n\0c", (), "a.txt:2: byte 0x00 at offset 3"),
     "cut parquet": ("a.parquet", b"PAR1 and then nothing", (), "a.parquet: damaged, or no parquet file"),
     "a wrong column": ("a.csv", b"text,n\na,1\n", ("--text-column", "body"), "a.csv: no column 'body'; it has text, n"),
     "no assistant": (

@@ -64,7 +64,7 @@ def test_the_offset_of_a_bad_byte_is_that_of_the_text(tmp_path: Path, pack: Pack
     good = b'{"text": "caf\xc3\xa9"}\n' * 60_000
     path = tmp_path / f"a{suffix}{packing}"
     path.write_bytes(pack(packing, good + b'{"text": "\xe9"}\n'))
-    assert _refused(path).message == f"{path}: byte 0xe9 at offset {len(good) + 10} is not UTF-8"
+    assert _refused(path).message == f"{path}:60001: byte 0xe9 at offset {len(good) + 10} is not UTF-8"
 
 
 @PACKINGS

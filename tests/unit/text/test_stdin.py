@@ -47,8 +47,8 @@ def test_it_stands_among_other_sources(run_python: Run, tmp_path: Path) -> None:
     [
         (_DOCUMENTS, b"", "-: no text in standard input"),
         (_DOCUMENTS, b" \n", "-: no text in standard input"),
-        (_DOCUMENTS, b"caf\xe9", "-: byte 0xe9 at offset 3 is not UTF-8"),
-        (_DOCUMENTS, b"a\0", "-: byte 0x00 at offset 1"),
+        (_DOCUMENTS, b"caf\xe9", "-:1: byte 0xe9 at offset 3 is not UTF-8"),
+        (_DOCUMENTS, b"a\0", "-:1: byte 0x00 at offset 1"),
         (f"{_DOCUMENTS} and {_DOCUMENTS}", b" ", "-: no text in standard input"),
     ],
 )
