@@ -2,7 +2,7 @@
 
 from typing import Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llmt.config.base import Count, Flag, Number, NumberList, Section, Text, TextList, TextMap
 
@@ -52,7 +52,8 @@ class DataConfig(Section):
     """Learn to predict prompts and the turns of users too, not only completions and the turns of the assistant."""
 
     split_on: Text | None = None
-    """Text that separates the documents of a text file, such as `"\\n\\n"`. None makes each file one document."""
+    """Text that separates the documents of a text file, such as `"\\n\\n"`; `\\n` and `\\t` stand for a new line and a
+    tab. None makes each file one document."""
 
     dataset_config: Text | None = None
     """Configuration of a data set named `hf:NAME`."""
@@ -131,6 +132,14 @@ class DataConfig(Section):
 
     pin_memory: Flag | None = None
     """Put batches into page-locked memory for faster copies to a GPU. None chooses by device."""
+
+    @field_validator("split_on")
+    @classmethod
+    def _spelled_out(cls, value: str | None) -> str | None:
+        """A shell hands over a backslash and a letter."""
+        if value == "":
+            raise ValueError("split_on is empty, and nothing stands between any two characters")
+        return None if value is None else value.replace("\\n", "\n").replace("\\t", "\t")
 
     @model_validator(mode="after")
     def _parts_are_known(self) -> Self:

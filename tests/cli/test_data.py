@@ -165,6 +165,18 @@ DEFECTS: dict[str, Planted] = {
         [*GOOD, "no object"], ("--skip-bad", "1"),
         lambda a: a["bad"]["count"] == 1 and a["bad"]["examples"][0].startswith("a.jsonl:61: "), ""
     ),
+    "an answer that is empty": (
+        [*ASKED, {"question": "Why?", "answer": " "}], ("--skip-bad", "1"),
+        lambda a: a["bad"]["examples"] == ["a.jsonl:61: field 'answer' is empty, so there is nothing to learn"], ""
+    ),
+    "a conversation without an answer": (
+        [*({"messages": [{**TALK[0], "content": f"hi {n}"}, TALK[1]]} for n in range(60)), {"messages": TALK[:1]}],
+        ("--skip-bad", "1"), lambda a: [m[:12] for m in a["bad"]["examples"]] == ["a.jsonl:61: "], ""
+    ),
+    "a field of another type": (
+        [*GOOD, {"text": 5}], ("--skip-bad", "1"),
+        lambda a: a["bad"]["examples"] == ["a.jsonl:61: field 'text' is int, not text"], ""
+    ),
     "a held-out document that is trained on": (
         GOOD, ("--validation-sources", "held.jsonl"),
         lambda a: a["overlap"] == {"count": 1, "examples": ["a.jsonl:4"]} and a["overlap_share"] == 0.5, "max_overlap"
@@ -192,6 +204,24 @@ def test_planted_defects_are_found(inside: Any, tmp_path: Path, defect: str) -> 
     _lines(tmp_path / "clean.jsonl", GOOD)
     clean = _audit(inside, "--data", "clean.jsonl", *BYTES)
     assert not is_found(clean)
+
+
+@pytest.mark.parametrize("name", ["gsm8k-train.jsonl", "tinyshakespeare.txt", "wagahaiwa_nekodearu.ja.txt"])
+def test_real_text_is_trained_on(inside: Any, tiny: tuple[str, ...], tmp_path: Path, name: str) -> None:
+    """Questions, a play and a Japanese novel, by the same path, to a number that `eval` finds again."""
+    data = os.environ.get("TEST_DATA_DIR")
+    if not data:
+        pytest.skip("TEST_DATA_DIR is not set: no real text")
+    source = ("--data", f"{data}/{name}", "--validation-split", "0.01", "--max-samples", "300")
+    flags = ("--max-steps", "2", "--eval-batches", "4", "--name", "r")
+    result = inside("train", "quickstart", *source, *tiny, *flags)
+    assert result.code == 0, result.err
+    audit = json.loads((tmp_path / "runs" / "r" / "audit.json").read_text())
+    assert audit["trained"] + audit["masked"] + audit["dropped"] + audit["truncated"] == audit["tokens"]
+    assert (audit["masked"] > 0) == name.startswith("gsm8k")
+    assert audit["documents"] == (300 if name.startswith("gsm8k") else 1)
+    loss = json.loads((tmp_path / "runs" / "r" / "result.json").read_text())["validation_loss"]
+    assert abs(json.loads(inside("eval", "runs/r", "--json").out)["loss"] - loss) < 1e-5
 
 
 def test_unknown_tokens_are_found(inside: Any, tmp_path: Path) -> None:
