@@ -1,18 +1,15 @@
 """Where the text comes from and how it is cut into batches."""
 
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from llmt.config.base import Count, Flag, Number, NumberList, Section, Text, TextList, TextMap
+from llmt.config.names import COLUMN_PARTS
 
 EncodingErrors = Literal["strict", "replace"]
 Packing = Literal["blocks", "best_fit", "none"]
 Truncation = Literal["split", "truncate", "drop", "error"]
-
-Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "question", "answer"]
-COLUMNS: tuple[str, ...] = get_args(Column)
-"""What `data.columns` may map; the column of plain text is `data.text_column`."""
 
 BUDGETS = ("max_dropped", "max_truncated", "max_duplicates", "max_unknown", "max_overlap")
 """Settings that bound what the audit of prepared text finds."""
@@ -143,9 +140,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _parts_are_known(self) -> Self:
-        unknown = [part for part in self.columns if part not in COLUMNS]
+        unknown = [part for part in self.columns if part not in COLUMN_PARTS]
         if unknown:
-            raise ValueError(f"columns: no part {unknown[0]!r}; there are {', '.join(COLUMNS)}")
+            raise ValueError(f"columns: no part {unknown[0]!r}; there are {', '.join(COLUMN_PARTS)}")
         empty = [part for part, column in self.columns.items() if not column]
         if empty:
             raise ValueError(f"columns: the name of the column of {empty[0]} is empty")

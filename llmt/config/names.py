@@ -1,4 +1,7 @@
-"""Names of what comes with llmt."""
+"""Names that settings and readers share."""
 
 BUILTIN = "builtin"
 BUILTIN_INSTRUCTIONS = "builtin:instructions"
+
+COLUMN_PARTS = ("messages", "prompt", "completion", "instruction", "input", "output", "question", "answer")
+"""What `data.columns` may map; the column of plain text is `data.text_column`."""

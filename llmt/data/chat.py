@@ -210,7 +210,7 @@ class ChatSession:
         places = sorted(edges)
         pieces: list[Piece] = []
         for start, end in pairwise(places):
-            learnt = any(span.start <= start and end <= span.end for span in spans)
+            learnt = self._all_learnt or any(span.start <= start and end <= span.end for span in spans)
             token = tokens.get(start)
             if token is not None and end == start + len(token):
                 pieces.append(Piece(token, learnt, self._control[token]))

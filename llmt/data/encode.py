@@ -61,7 +61,7 @@ class DocumentEncoder:
     Args:
         tokenizer: Makes the ids.
         num_proc: As `BulkEncoder`.
-        train_on_prompt: Learn all of it.
+        train_on_prompt: Prompts are learnt too; of conversations `render` says what is.
         render: Writes conversations.
     """
 
@@ -115,8 +115,6 @@ class DocumentEncoder:
             pieces = next(conversations)
             if isinstance(pieces, DataError):
                 pieces = DataError(f"{document.source}: {pieces.message}", pieces.hint)
-            elif self._train_on_prompt:
-                pieces = [piece._replace(learnt=True) for piece in pieces]
             found.append(pieces)
         return found
 

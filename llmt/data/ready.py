@@ -71,7 +71,7 @@ class ReadyData:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done and what is worth knowing, one sentence each."""
-        return *self.prepared.notes, self._divided(), *self.audit.notes()
+        return *self.prepared.notes, self._divided(), *self._mixed(), *self.audit.notes()
 
     def describe(self) -> str:
         """What is trained on, in a phrase."""
@@ -85,6 +85,16 @@ class ReadyData:
     def audit_values(self) -> dict[str, Any]:
         """The content of `audit.json`."""
         return {**self.audit.values(), "notes": list(self.notes)}
+
+    def _mixed(self) -> list[str]:
+        """How much of a run comes from each source of a mixture, a sentence each."""
+        if not self.train.weights:
+            return []
+        each = zip(self.train.shares(), self.train.passes(), strict=True)
+        return [
+            f"source {number}: {100 * share:.1f} % of the sequences, gone through {passes:.2f} times in an epoch"
+            for number, (share, passes) in enumerate(each, 1)
+        ]
 
     def _divided(self) -> str:
         """How the text is divided, in a sentence."""

@@ -99,19 +99,22 @@ def _choose(documents: Iterable[Document], share: float) -> Iterator[tuple[Docum
     for parts, is_whole in _gather(documents):
         place = _place(parts[0].text)
         if place < share:
-            yield from ((part, False) for kept in lowest for part in kept)
+            yield from _each(lowest, held_out=False)
+            yield from _each([parts], held_out=True)
             lowest, bar = [], 0.0
-            for part in parts:
-                yield part, True
         elif is_whole and lowest and _texts(parts) == _texts(lowest[0]):
             lowest.append(list(parts))
-        elif place >= bar or not is_whole:
-            for part in parts:
-                yield part, False
-        else:
-            yield from ((part, False) for kept in lowest for part in kept)
+        elif is_whole and place < bar:
+            yield from _each(lowest, held_out=False)
             lowest, bar = [list(parts)], place
-    yield from ((part, True) for kept in lowest for part in kept)
+        else:
+            yield from _each([parts], held_out=False)
+    yield from _each(lowest, held_out=True)
+
+
+def _each(documents: Iterable[Iterable[Document]], *, held_out: bool) -> Iterator[tuple[Document, bool]]:
+    """All parts of some documents, on one side."""
+    return ((part, held_out) for parts in documents for part in parts)
 
 
 def _gather(documents: Iterable[Document]) -> Iterator[tuple["_Parts", bool]]:

@@ -180,25 +180,29 @@ class StreamLoader:
                 tokenizer, config.num_proc, train_on_prompt=config.train_on_prompt, render=render
             ) as encoder,
         ):
-            skip, goes_on = start.tokens, False
-            place = replace(start, tokens=0)
+            place = start
             while True:
                 found = False
-                for batch in encoder.encode(self._batches(place)):
-                    for document, where, encoded in batch:
-                        if isinstance(encoded, DataError):
-                            raise encoded
-                        labels = self._row(encoded, document, where, begins=not goes_on)
-                        goes_on = document.more
-                        found = True
-                        if skip:
-                            labels, self._context = _without(labels, skip)
-                            skip = 0
-                        if len(labels.ids):
-                            yield labels
-                if not found and place.file == place.row == 0:
+                for labels in self._pass(encoder, place):
+                    found = True
+                    yield labels
+                if not found and place == Position(place.passes):
                     raise DataError("data.sources: no text in any of them", "name files with text")
                 place = Position(place.passes + 1)
+
+    def _pass(self, encoder: DocumentEncoder, start: Position) -> Iterator[_Labels]:
+        """The labels of every row from a position to the end of the sources."""
+        goes_on = False
+        for batch in encoder.encode(self._batches(start)):
+            for document, where, encoded in batch:
+                if isinstance(encoded, DataError):
+                    raise encoded
+                labels = self._row(encoded, document, where, begins=not goes_on)
+                goes_on = document.more
+                if (where.file, where.row) == (start.file, start.row) and start.tokens:
+                    labels, self._context = _without(labels, start.tokens)
+                if len(labels.ids):
+                    yield labels
 
     def _row(self, encoded: Encoded, document: Document, where: Position, *, begins: bool) -> _Labels:
         ids = [token for piece in encoded.pieces for token in piece.ids]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llmt.config.names import COLUMN_PARTS
 from llmt.errors import DataError, UsageError
 from llmt.text.columns import no_column, require_text
 from llmt.text.conversations import read_messages
@@ -13,10 +14,7 @@ from llmt.text.prompts import ANSWER, INSTRUCTION_INPUT_PROMPT, INSTRUCTION_PROM
 from llmt.text.reading import TEXT_COLUMN, DataFormat, Reading
 from llmt.text.rows import Row
 
-PARTS = ("messages", "prompt", "completion", "instruction", "input", "output", "question", "answer")
-"""What `Reading.columns` may map."""
-
-_HINT = "--columns PART=COLUMN, with the parts " + ", ".join(PARTS)
+_HINT = "--columns PART=COLUMN, with the parts " + ", ".join(COLUMN_PARTS)
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|([{}])")
 
 
@@ -176,9 +174,9 @@ def recognise(
 
 
 def _require_sense(reading: Reading) -> None:
-    unknown = next((part for part in reading.columns if part not in PARTS), None)
+    unknown = next((part for part in reading.columns if part not in COLUMN_PARTS), None)
     if unknown is not None:
-        raise UsageError(f"columns: no part {unknown!r}", f"the parts are {', '.join(PARTS)}")
+        raise UsageError(f"columns: no part {unknown!r}", f"the parts are {', '.join(COLUMN_PARTS)}")
     if reading.format == "text" and reading.columns:
         raise UsageError("columns: plain text has no parts", "--text-column COLUMN")
     if reading.prompt_template is not None and reading.format in ("text", "conversation"):

@@ -26,7 +26,7 @@ class Reading:
         split: Which part of a data set. Files have no parts.
         max_samples: Read so many documents at most, over all sources in order; None reads all.
         format: What a row is; None tells by its columns.
-        columns: Part of a row -> the column that holds it; the parts are those of `formats.PARTS`.
+        columns: Part of a row -> the column that holds it; the parts are those of `COLUMN_PARTS`.
         prompt_template: How a prompt is written, with columns in braces; None takes that of the format.
         split_on: What separates the documents of a text file; None makes each file one.
         download: A data set is downloaded as a whole before it is read.

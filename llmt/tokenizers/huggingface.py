@@ -123,8 +123,7 @@ class HFTokenizerWrapper(Tokenizer):
     @property
     def control_tokens(self) -> dict[str, int]:
         """Tokens that no text spells, with their ids."""
-        added = self.tokenizer.added_tokens_decoder
-        return {token.content: number for number, token in added.items() if token.special}
+        return {token.content: n for n, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     @property
     def chat_template(self) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmt.data.loader import evaluation_batches
+from llmt.data.ready import ReadyData
 from llmt.evaluation.perplexity import EvalReport, evaluate
 from llmt.generation.sampling import Sampling
 from llmt.generation.text import stream_text
@@ -19,6 +20,10 @@ from llmt.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from llmt.training.build import Prepared
+
+
+_AUDITED = ("documents", "tokens", "trained", "masked", "dropped", "truncated")
+"""What the record of a run says of its data; `audit.json` has all of it."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,9 @@ def _summary(
         "precision": prepared.plan.precision,
         "data_fingerprint": prepared.corpus.data.fingerprint,
     }
+    if isinstance(prepared.corpus.data, ReadyData):
+        found = prepared.corpus.data.audit.values()
+        values |= {f"data_{key}": found[key] for key in _AUDITED}
     if evaluation is not None:
         values |= {f"validation_{key}": value for key, value in evaluation.values().items()}
     return values

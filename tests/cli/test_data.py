@@ -122,6 +122,9 @@ def test_the_audit_is_printed_and_kept(inside: Any, tiny: tuple[str, ...], tmp_p
     run = inside("train", "quickstart", "--data", "a.jsonl", *tiny, *BYTES, "--max-steps", "2", "--name", "r")
     assert run.code == 0, run.err
     kept = json.loads((tmp_path / "runs" / "r" / "audit.json").read_text())
+    record = json.loads((tmp_path / "runs" / "r" / "result.json").read_text())
+    assert (record["data_documents"], record["data_masked"]) == (60, values["masked"])
+    assert record["data_tokens"] == values["tokens"]
     assert {key: kept[key] for key in values if key != "notes"} == {k: v for k, v in values.items() if k != "notes"}
 
 
@@ -407,6 +410,9 @@ def test_a_mixture_is_trained_on(inside: Any, tiny: tuple[str, ...], tmp_path: P
     assert result.code == 0, result.err
     drawn = [row["part"] for row in json.loads(result.out)["rows"]]
     assert (drawn.count(0), drawn.count(1)) == (100, 300)
+    said = inside("data", "prepare", *sources, "--mixture", "1,3").err
+    assert "source 1: 25.0 % of the sequences, gone through " in said
+    assert "source 2: 75.0 % of the sequences, gone through " in said
     run = inside("train", "quickstart", *sources, *tiny, "--mixture", "1,3", "--max-steps", "2", "--name", "m")
     assert run.code == 0, run.err
     assert inside("data", "audit", *sources, "--mixture", "1").code == 2

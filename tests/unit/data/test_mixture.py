@@ -75,6 +75,13 @@ def test_a_mixture_is_read_from_any_place(start: int, count: int) -> None:
     assert train.find(3, start, count) == [train.find(3, start + place, 1)[0] for place in range(count)]
 
 
+def test_the_order_is_that_of_every_version() -> None:
+    """A run of an earlier llmt goes on with the samples that it would have had."""
+    train = TrainingSet((_blocks(41), _blocks(401), _blocks(81)), (1, 2, 0.5))
+    drawn = " ".join(f"{part}:{number}" for part, number in train.find(3, 0, 2_000))
+    assert hashlib.sha256(drawn.encode()).hexdigest()[:16] == "5c5d84c137e47310"
+
+
 def test_a_weight_of_zero_is_never_drawn() -> None:
     """Also of a source that is empty."""
     train = TrainingSet((_blocks(41), _blocks(401)), (1, 0))

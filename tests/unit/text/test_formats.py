@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from llmt.config.names import COLUMN_PARTS
 from llmt.errors import DataError, UsageError
 from llmt.text.builtin import builtin_instructions
 from llmt.text.documents import Document
-from llmt.text.formats import PARTS, recognise
+from llmt.text.formats import recognise
 from llmt.text.reading import Reading
 from llmt.text.rows import Row
 
@@ -227,8 +228,8 @@ def test_only_the_columns_that_are_needed_are_chosen() -> None:
 
 def test_every_part_can_be_mapped() -> None:
     """A column of any name can hold any part."""
-    for part in PARTS:
-        others = [name for name in PARTS if name != part]
+    for part in COLUMN_PARTS:
+        others = [name for name in COLUMN_PARTS if name != part]
         with pytest.raises(DataError, match="f: no column 'x'; it has"):
             recognise(others, Reading(columns={part: "x"}), "f")
         assert "x" in recognise([*others, "x"], Reading(columns={part: "x"}), "f").columns
