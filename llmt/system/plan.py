@@ -286,4 +286,4 @@ def _step_reason(config: TrainConfig, work: Workload, accumulation: int) -> str:
     if training.max_time is not None:
         named.append(f"at most {format_duration(training.max_time)}")
     tokens = training.per_device_train_batch_size * training.gradient_accumulation_steps * work.block_size
-    return f"{', '.join(named)}; {tokens:,} tokens a step"
+    return f"{', '.join(named)}; {tokens:,} tokens read a step"

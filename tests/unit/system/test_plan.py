@@ -241,7 +241,7 @@ def test_every_decision_has_a_reason() -> None:
     ]  # fmt: skip
     assert all(line.reason for line in made.lines)
     assert all(values[name] == line.value for name, line in lines.items() if name not in ("memory", "steps"))
-    assert (lines["steps"].value, lines["steps"].reason) == (100, "training.max_steps 100; 4,096 tokens a step")
+    assert (lines["steps"].value, lines["steps"].reason) == (100, "training.max_steps 100; 4,096 tokens read a step")
 
 
 @pytest.mark.parametrize("name", ["batch_size", "block_size", "vocab_size"])
