@@ -27,7 +27,9 @@ COMMANDS = {
     "eval": "llmt eval",
     "generate": "llmt generate",
     "convert": "llmt convert",
+    "safetensors_to_pt": "llmt convert safetensors-to-pt",
     "merge_lora": "llmt convert merge-lora",
+    "gguf": "llmt convert gguf",
     "doctor": "llmt doctor",
 }
 SHARED = ("device", "seed")

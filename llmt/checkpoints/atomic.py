@@ -36,9 +36,10 @@ class StagedDirectory:
     the latter are hashed and forced to the disk when the folder is published. Only plain files, no folders.
     """
 
-    def __init__(self, path: Path, *, hashed: bool) -> None:
+    def __init__(self, path: Path, *, hashed: bool, durable: bool = True) -> None:
         self.path = path
         self._hashed = hashed
+        self._durable = durable
         self._records: dict[str, FileRecord] = {}
 
     def write_file(self, name: str, content: Content) -> None:
@@ -56,7 +57,7 @@ class StagedDirectory:
         Raises:
             StorageError: The disk refused, or the name is taken.
         """
-        with new_file(self.path / name, hashed=self._hashed, size=size) as file:
+        with new_file(self.path / name, hashed=self._hashed, size=size, durable=self._durable) as file:
             yield file
         self._records[name] = file.record
 
@@ -80,7 +81,8 @@ class StagedDirectory:
                 self._adopt(name)
         if extra is not None:
             write_file(self.path / layout.MANIFEST, encode_manifest(self._records, extra))
-        fsync_directory(self.path)
+        if self._durable:
+            fsync_directory(self.path)
 
     def _adopt(self, name: str) -> None:
         path = self.path / name
@@ -100,7 +102,7 @@ class StagedDirectory:
 
 @contextmanager
 def staged_directory(
-    target: Path, *, extra: Mapping[str, object] | None, replace: bool = False
+    target: Path, *, extra: Mapping[str, object] | None, replace: bool = False, durable: bool = True
 ) -> Iterator[StagedDirectory]:
     """Fill a new directory; it appears as `target` when the body is done, whole, or not at all.
 
@@ -109,11 +111,12 @@ def staged_directory(
         extra: The caller's own fields of the manifest; None for a directory without a manifest.
         replace: Whether a directory that is already there may be replaced. It is renamed to `.del-...` until the
             new one stands in its place, and removed then.
+        durable: Wait for the disk, so that the directory survives a power failure.
 
     Raises:
         StorageError: `target` exists, or the disk refused. Nothing new is left behind, and what was there stays.
     """
-    with _staging(target.parent, target.name, hashed=extra is not None) as staged:
+    with _staging(target.parent, target.name, hashed=extra is not None, durable=durable) as staged:
         yield staged
         with storage_errors("publishing", target):
             staged.complete(extra)
@@ -128,7 +131,8 @@ def staged_directory(
                 if old is not None:
                     old.rename(target)
                 raise
-            fsync_directory(target.parent)
+            if durable:
+                fsync_directory(target.parent)
             if old is not None:
                 remove(old)
 
@@ -219,12 +223,12 @@ def _publishing_order(name: str) -> tuple[int, str]:
 
 
 @contextmanager
-def _staging(parent: Path, name: str, *, hashed: bool) -> Iterator[StagedDirectory]:
+def _staging(parent: Path, name: str, *, hashed: bool, durable: bool = True) -> Iterator[StagedDirectory]:
     path = parent / f"{layout.TEMPORARY_PREFIX}{name}-{secrets.token_hex(4)}"
     with storage_errors("creating a folder", path):
         path.mkdir()
     try:
-        yield StagedDirectory(path, hashed=hashed)
+        yield StagedDirectory(path, hashed=hashed, durable=durable)
     finally:
         # After a rename nothing is there any more; after a failure everything has to go.
         shutil.rmtree(path, ignore_errors=True)

@@ -21,7 +21,7 @@ Content: TypeAlias = Data | Iterable[Data]
 
 # What only some systems have is zero elsewhere; O_EXCL alone already refuses an existing link.
 _CREATE = (
-    os.O_WRONLY
+    os.O_RDWR
     | os.O_CREAT
     | os.O_EXCL
     | getattr(os, "O_NOFOLLOW", 0)
@@ -123,20 +123,39 @@ class NewFile:
         while view:
             view = view[os.write(self._descriptor, view) :]
 
+    def fileno(self) -> int:
+        """The descriptor of the open file, for what is written at a place of it: neither counted nor hashed."""
+        return self._descriptor
+
     @property
     def record(self) -> FileRecord:
         """Size and SHA-256 of what was handed in so far."""
         return FileRecord(self._size, "" if self._digest is None else self._digest.hexdigest())
 
 
+def write_at(descriptor: int, offset: int, data: Data) -> None:
+    """Write all of `data` at a place of an open file.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    view = memoryview(data).cast("B")
+    if not hasattr(os, "pwrite"):
+        os.lseek(descriptor, offset, os.SEEK_SET)
+    while view:
+        count = os.pwrite(descriptor, view, offset) if hasattr(os, "pwrite") else os.write(descriptor, view)
+        view, offset = view[count:], offset + count
+
+
 @contextmanager
-def new_file(path: Path, *, hashed: bool = True, size: int | None = None) -> Iterator[NewFile]:
+def new_file(path: Path, *, hashed: bool = True, size: int | None = None, durable: bool = True) -> Iterator[NewFile]:
     """Write a file that does not exist yet, and force it to the disk at the end; mode 0666 less the umask.
 
     Args:
         path: A name that is not taken. What exists is never overwritten, a link never followed.
         hashed: Compute the SHA-256 while writing.
         size: Bytes to come, where known, for the message of a full disk.
+        durable: Wait for the disk. Without, the file is as safe as one that `cp` wrote.
 
     Raises:
         StorageError: The disk refused. What was written of the file is removed again.
@@ -146,7 +165,8 @@ def new_file(path: Path, *, hashed: bool = True, size: int | None = None) -> Ite
         done = False
         try:
             yield NewFile(descriptor, hashed=hashed)
-            flush(descriptor)
+            if durable:
+                flush(descriptor)
             done = True
         finally:
             os.close(descriptor)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from llmt.checkpoints.dtypes import DTYPE_BYTES
 from llmt.checkpoints.reading import (
     FETCH_AGAIN,
     file_size,
@@ -26,14 +27,6 @@ from llmt.units import format_size
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 100_000
 METADATA_KEY = "__metadata__"
-
-DTYPE_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
-}
-"""Bytes of one element, by the format's own names."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +71,7 @@ def parse_header(file: FileIO, path: Path) -> Header:
         try:
             prefix = bytearray(8)
             read_exactly(file, 0, memoryview(prefix))
+            _refuse_other_kinds(bytes(prefix), path)
             length = int.from_bytes(prefix, "little")
             if length > size - 8:
                 raise _damaged(path, "it is truncated, or not a safetensors file")
@@ -106,6 +100,17 @@ def parse_header(file: FileIO, path: Path) -> Header:
     if end != size:
         raise _damaged(path, f"the tensors end at byte {end}, the file at byte {size}")
     return Header({info.name: info for info in infos}, metadata)
+
+
+def _refuse_other_kinds(begin: bytes, path: Path) -> None:
+    """What is often found under this file name, each with its own message."""
+    if begin.startswith(b"PK\x03\x04"):
+        renamed = path.with_suffix(".pt").name
+        raise ModelFileError(f"{path}: is a file of torch.save, not a safetensors file", f"rename it to {renamed}")
+    if begin.startswith(b"version "):
+        raise ModelFileError(f"{path}: is a git-lfs pointer, not the file itself", "git lfs pull")
+    if begin.startswith((b"<!DOCTYP", b"<html", b"<!doctyp")):
+        raise ModelFileError(f"{path}: is a web page, not the file itself", FETCH_AGAIN)
 
 
 def _check_metadata(value: object, path: Path) -> dict[str, str]:

@@ -1,6 +1,10 @@
 """Every file and folder name that llmt writes or looks for, in one place."""
 
 import re
+from typing import Literal
+
+Format = Literal["safetensors", "pytorch"]
+"""Of weight files."""
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
@@ -27,6 +31,8 @@ LOCK_OWNER = "LOCK.json"
 PICKLED_MODEL = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 PICKLED_ADAPTER = "adapter_model.bin"
+PICKLED_NAMES = (PICKLED_MODEL, "pytorch_model.pt", "pytorch_model.pth", "model.bin", "model.pt", "model.pth")
+"""Names of a whole model in one file of PyTorch."""
 
 TEMPORARY_PREFIX = ".tmp-"
 DELETED_PREFIX = ".del-"
@@ -51,7 +57,10 @@ COMPANIONS = (
 """Small files that stand beside weights and are needed to use them."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
-_WEIGHTS = re.compile(r"(?:adapter_)?model(?:-[0-9]{5,}-of-[0-9]{5,})?\.safetensors(?:\.index\.json)?", re.ASCII)
+_SHARD = r"(?:-[0-9]{5,}-of-[0-9]{5,})?"
+_WEIGHTS = re.compile(
+    rf"(?:adapter_)?model{_SHARD}\.safetensors(?:\.index\.json)?|pytorch_model{_SHARD}\.bin(?:\.index\.json)?", re.ASCII
+)
 
 
 def checkpoint_name(step: int) -> str:
@@ -65,11 +74,12 @@ def parse_checkpoint_step(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def shard_name(number: int, count: int, stem: str = "model") -> str:
-    """The name of weight file `number` (from 1) of `count`, as transformers writes it."""
-    return f"{stem}-{number:05d}-of-{count:05d}.safetensors"
+def shard_name(number: int, count: int, file: str = MODEL_FILE) -> str:
+    """The name of weight file `number` (from 1) of `count` in place of `file`, as transformers writes it."""
+    stem, _, ending = file.rpartition(".")
+    return f"{stem}-{number:05d}-of-{count:05d}.{ending}"
 
 
 def is_weight_file(name: str) -> bool:
     """Whether `name` is a weight file or weight index that a loader would pick up."""
-    return _WEIGHTS.fullmatch(name) is not None
+    return name in PICKLED_NAMES or name == PICKLED_ADAPTER or _WEIGHTS.fullmatch(name) is not None

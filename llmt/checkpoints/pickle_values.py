@@ -11,9 +11,13 @@ The instructions are described in the standard library's `pickletools`.
 import pickletools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from io import BytesIO
+from typing import BinaryIO
 
 Build = Callable[[tuple[object, ...]], object]
+
+MAX_INSTRUCTIONS = 2_000_000
+# Integers this large can be chosen so that all of them fall into one place of a dictionary.
+_MAX_KEY = 2**60
 
 
 class PickleRefusedError(Exception):
@@ -47,11 +51,13 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _IGNORED = frozenset(("PROTO", "FRAME"))
 
 
-def read_pickle(data: bytes, resolve: Callable[[str, str], Global], persistent: Callable[[object], object]) -> object:
-    """The value that a pickle describes.
+def read_pickle(
+    program: BinaryIO, resolve: Callable[[str, str], Global], persistent: Callable[[object], object]
+) -> object:
+    """The value that the pickle at the place of `program` describes; the place is then behind it.
 
     Args:
-        data: The program.
+        program: The program, in a file that is open for reading.
         resolve: (module, name) -> what stands for it. Refuses by raising `PickleRefusedError`.
         persistent: The identifier of something outside the pickle -> what stands for it.
 
@@ -60,7 +66,9 @@ def read_pickle(data: bytes, resolve: Callable[[str, str], Global], persistent: 
     """
     machine = _Machine(resolve, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(BytesIO(data)):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+            if number >= MAX_INSTRUCTIONS:
+                raise PickleRefusedError(f"describes its content in more than {MAX_INSTRUCTIONS:,} instructions")
             machine.step(opcode.name, argument)
         return machine.stack.pop()
     except (ValueError, LookupError, TypeError, OverflowError, EOFError) as error:
@@ -203,6 +211,8 @@ def _key(value: object) -> Hashable:
     kinds = str | bytes | int | float | None | Opaque | Global
     if not all(isinstance(item, kinds) for item in flat):
         raise TypeError("a dictionary key is neither text nor a number")
+    if not all(-_MAX_KEY < item < _MAX_KEY for item in flat if isinstance(item, int | float)):
+        raise ValueError("a dictionary key is an impossible number")
     return value
 
 

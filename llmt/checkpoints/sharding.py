@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmt.checkpoints.layout import shard_name
+from llmt.checkpoints.layout import MODEL_FILE, shard_name
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 _FILE_NAME = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
@@ -24,15 +24,15 @@ class ShardPlan:
         return {name: file for file, names in self.files.items() for name in names}
 
 
-def plan_shards(sizes: Mapping[str, int], max_shard_size: int, stem: str = "model") -> ShardPlan:
+def plan_shards(sizes: Mapping[str, int], max_shard_size: int, file: str = MODEL_FILE) -> ShardPlan:
     """Fill files in order with tensors, each file up to `max_shard_size` bytes of tensors.
 
-    A tensor larger than the limit gets a file of its own. What fits one file is `STEM.safetensors`.
+    A tensor larger than the limit gets a file of its own. What fits one file is called `file`.
 
     Args:
         sizes: Tensor name -> bytes, in the order of the model.
         max_shard_size: Bytes of tensors per file; the header comes on top.
-        stem: How the file names begin.
+        file: The name of a single file, from which those of shards are made.
 
     Raises:
         ValueError: The limit is not above zero.
@@ -48,14 +48,14 @@ def plan_shards(sizes: Mapping[str, int], max_shard_size: int, stem: str = "mode
         groups[-1].append(name)
         filled += size
     count = len(groups)
-    names = [f"{stem}.safetensors"] if count == 1 else [shard_name(i + 1, count, stem) for i in range(count)]
+    names = [file] if count == 1 else [shard_name(i + 1, count, file) for i in range(count)]
     files = {name: tuple(group) for name, group in zip(names, groups, strict=True)}
     return ShardPlan(files, sum(sizes.values()))
 
 
-def index_json(plan: ShardPlan) -> str:
-    """The text of `model.safetensors.index.json`, as transformers writes and reads it."""
-    content = {"metadata": {"total_size": plan.total_size}, "weight_map": plan.weight_map}
+def index_json(plan: ShardPlan, metadata: Mapping[str, str] | None = None) -> str:
+    """The text of `model.safetensors.index.json`, as transformers writes and reads it, with our own metadata beside."""
+    content = {"metadata": {**(metadata or {}), "total_size": plan.total_size}, "weight_map": plan.weight_map}
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 

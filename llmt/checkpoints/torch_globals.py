@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llmt.checkpoints.header import DTYPE_BYTES
+from llmt.checkpoints.dtypes import DTYPE_BYTES
 from llmt.checkpoints.pickle_values import Build, Global, Opaque, PickleRefusedError, build_dictionary
 
 MAX_DIMENSIONS = 64
@@ -75,6 +75,11 @@ class Storage:
     dtype: str
     nbytes: int
 
+    @property
+    def width(self) -> int:
+        """Bytes of one element."""
+        return _WIDTHS[self.dtype]
+
 
 @dataclass(frozen=True, eq=False)
 class TensorView:
@@ -110,7 +115,8 @@ def refer_to_storage(identifier: object) -> Storage:
         PickleRefusedError: Not an identifier that `torch.save` writes.
     """
     match identifier:
-        case ("storage", Global(name=kind), str(key), str(), int(count)):
+        # Files from before PyTorch 1.6 add what a storage is a view of: nothing, in all but the oldest.
+        case ("storage", Global(name=kind), str(key), str(), int(count), *rest) if rest in ([], [None]):
             dtype = _STORAGES.get(kind.rpartition(".")[2])
             if dtype is not None and count >= 0:
                 return Storage(key, dtype, count * _WIDTHS[dtype])
@@ -131,6 +137,13 @@ def _sizes(value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple) or len(numbers) != len(value) or len(value) > MAX_DIMENSIONS:
         raise PickleRefusedError("holds a tensor with a negative or impossible shape or stride")
     return tuple(numbers)
+
+
+def _rebuild_tensor(arguments: tuple[object, ...]) -> TensorView:
+    match arguments:
+        case (Storage() as storage, offset, shape, strides):
+            return _view(storage, storage.dtype, offset, shape, strides)
+    raise PickleRefusedError("is damaged (a tensor without a valid description)")
 
 
 def _rebuild_tensor_v2(arguments: tuple[object, ...]) -> TensorView:
@@ -164,6 +177,7 @@ def _rebuild_parameter(arguments: tuple[object, ...]) -> TensorView:
 _BUILDS: dict[str, Build] = {
     "collections.OrderedDict": build_dictionary,
     "collections.defaultdict": lambda _: {},
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": _rebuild_parameter,

@@ -1,165 +1,272 @@
-"""tensors <-> safetensors files.
+"""Weight files -> tensors, of either format: names and shapes first, then the numbers, one tensor at a time.
 
-Written from memory, tensor by tensor, through `atomic`; read into memory of their own, so that a file which
-changes afterwards changes nothing here (a mapped file that shrinks ends the process with a signal).
+Files that a manifest lists are read into memory of their own and compared with it on the way. Others may be mapped,
+which costs nothing until a number is used, and ends the process if somebody else cuts the file meanwhile.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import mmap
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from io import FileIO
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from llmt.checkpoints import layout
-from llmt.checkpoints.atomic import StagedDirectory
-from llmt.checkpoints.files import Content, write_file
-from llmt.checkpoints.header import encode_header, file_order, parse_header, read_header
-from llmt.checkpoints.reading import (
-    FETCH_AGAIN,
-    open_file,
-    open_inside,
-    read_errors,
-    read_exactly,
-    read_json,
-    shown,
-)
-from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE, index_json, is_shard_file_name, plan_shards
+from llmt.checkpoints.archive import Piece
+from llmt.checkpoints.detect import WeightFiles, find_weights
+from llmt.checkpoints.files import FileRecord
+from llmt.checkpoints.header import Header, TensorInfo, parse_header
+from llmt.checkpoints.layout import Format
+from llmt.checkpoints.manifest import hash_file, read_manifest
+from llmt.checkpoints.pickled import PickledFile, PickledTensor, open_pickled
+from llmt.checkpoints.reading import FETCH_AGAIN, PARALLEL, open_file, open_inside, read_errors, read_exactly, shown
+from llmt.checkpoints.torch_dtypes import DTYPES
 from llmt.errors import ModelFileError
 
-__all__ = ["drop_tied", "load_tensors", "load_weights", "read_header", "save_tensors", "save_weights"]
+_AHEAD = 3
+_WORKERS = 2 if PARALLEL else 1
 
-_NAMES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.float32: "F32",
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+Named: TypeAlias = Iterator[tuple[str, Tensor]]
+_T = TypeVar("_T")
 
 
-def save_weights(
-    directory: Path | StagedDirectory,
-    tensors: Mapping[str, Tensor],
-    *,
-    max_shard_size: int = DEFAULT_SHARD_SIZE,
-    metadata: Mapping[str, str] | None = None,
-) -> list[str]:
-    """Write a model's tensors as `model.safetensors`, or as shards and their index.
+@dataclass(frozen=True)
+class Described:
+    """A tensor that was not read yet."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WeightReader:
+    """Open weight files, made by `open_weights`.
+
+    Attributes:
+        files: Which they are.
+        described: The tensors by name.
+        metadata: Text that was saved with them.
+        verified: Whether a manifest lists them, so that they are compared with it.
+    """
+
+    files: WeightFiles
+    described: Mapping[str, Described]
+    metadata: Mapping[str, str]
+    verified: bool
+    _read: Callable[[torch.dtype | None, bool], Named] = field(repr=False)
+
+    def tensors(self, dtype: torch.dtype | None = None, *, mapped: bool = False) -> Named:
+        """Names and CPU tensors, of which one or two are in memory beside those that were taken.
+
+        Args:
+            dtype: What floating numbers become; None keeps them.
+            mapped: Map what no manifest lists, and needs no conversion, instead of reading it.
+
+        Raises:
+            ModelFileError: Damaged, once the last one was asked for; use none of them before.
+        """
+        return self._read(dtype, mapped)
+
+
+@contextmanager
+def open_weights(path: Path, wanted: Format | None = None) -> Iterator[WeightReader]:
+    """Open the weight files that `path` means; see `detect` for the rule.
 
     Args:
-        directory: Where; a `StagedDirectory` also records the hashes. The names must not be taken.
-        tensors: By parameter name, of any shape and device. Tied tensors are written as often as they are
-            named: see `drop_tied`.
-        max_shard_size: Bytes of tensors per file.
-        metadata: Text to keep in each file's header; `format: pt` is always there.
-
-    Returns:
-        The names of the files written.
+        path: A model directory, a weight file, or the index of shards.
+        wanted: Take this format alone.
 
     Raises:
-        StorageError: The disk refused.
-        ValueError: A tensor that the format cannot hold (sparse, quantised, complex128).
+        ModelFileError: Missing, damaged, unsafe, or several that differ.
     """
-    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
-    plan = plan_shards(sizes, max_shard_size)
-    for file, names in plan.files.items():
-        save_tensors(directory, file, {name: tensors[name] for name in names}, metadata)
-    if len(plan.files) == 1:
-        return list(plan.files)
-    _write(directory, layout.MODEL_INDEX, index_json(plan).encode())
-    return [*plan.files, layout.MODEL_INDEX]
+    files = find_weights(path, wanted)
+    manifest = read_manifest(files.directory)
+    records = {name: manifest.files.get(name) if manifest is not None else None for name in files.names}
+    with ExitStack() as stack:
+        if files.format == "safetensors":
+            yield _open_safetensors(stack, files, records, lone=not path.is_dir())
+        else:
+            yield _open_pickled(stack, files, records)
 
 
-def save_tensors(
-    directory: Path | StagedDirectory,
-    file: str,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write tensors as the one file `file`: an adapter, an optimizer's state, a shard.
+def _open_safetensors(
+    stack: ExitStack, files: WeightFiles, records: Mapping[str, FileRecord | None], *, lone: bool
+) -> WeightReader:
+    opened: list[tuple[FileIO, Path, Header, FileRecord | None]] = []
+    described: dict[str, Described] = {}
+    metadata = dict(files.metadata)
+    for name in files.names:
+        path = files.directory / name
+        # A file that the user names may be a link; one that a directory or an index names may not.
+        file = stack.enter_context(open_file(path) if lone and files.listed is None else open_inside(path.parent, name))
+        header = parse_header(file, path)
+        _check_index(files, name, header.tensors.keys())
+        described |= {info.name: Described(DTYPES[info.dtype], info.shape) for info in header.tensors.values()}
+        metadata = {**header.metadata, **metadata}
+        opened.append((file, path, header, records[name]))
 
-    Raises:
-        StorageError: The disk refused, or the name is taken.
-        ValueError: A tensor that the format cannot hold (sparse, quantised, complex128).
-    """
-    order = file_order((name, _dtype_name(name, tensor), tuple(tensor.shape)) for name, tensor in tensors.items())
-    header = encode_header(order, metadata or {})
-    _write(directory, file, _file_bytes(header, (tensors[name] for name, _, _ in order)))
+    def read(dtype: torch.dtype | None, mapped: bool) -> Named:
+        for file, path, header, record in opened:
+            if mapped and record is None:
+                yield from _map(file, path, header, dtype)
+            else:
+                yield from _read_file(file, path, header, record, dtype)
 
-
-def _write(directory: Path | StagedDirectory, file: str, content: Content) -> None:
-    if isinstance(directory, StagedDirectory):
-        directory.write_file(file, content)
-    else:
-        write_file(directory / file, content, hashed=False)
-
-
-def _dtype_name(name: str, tensor: Tensor) -> str:
-    if tensor.layout is not torch.strided or tensor.dtype not in _NAMES:
-        raise ValueError(f"{name}: safetensors cannot hold a {tensor.layout} tensor of {tensor.dtype}")
-    return _NAMES[tensor.dtype]
+    verified = bool(records) and all(record is not None for record in records.values())
+    return WeightReader(files, described, metadata, verified, read)
 
 
-def _file_bytes(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
-    yield header
-    for tensor in tensors:
-        yield _bytes_of(tensor.detach().cpu().contiguous())
+def _check_index(files: WeightFiles, name: str, held: Iterable[str]) -> None:
+    """Names first: nothing large is read from a shard that does not fit its index."""
+    if files.listed is None:
+        return
+    differing = sorted({tensor for tensor, file in files.listed.items() if file == name} ^ set(held))
+    if differing:
+        index = layout.MODEL_INDEX if files.format == "safetensors" else layout.PICKLED_INDEX
+        count = f"{len(differing)} tensors, {shown(differing[0])} among them"
+        raise ModelFileError(f"{files.directory / index}: it and {name} disagree about {count}", FETCH_AGAIN)
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor as bytes, not copied."""
-    # A conjugate or negative view is lazy: its bytes are not yet its values.
-    plain = tensor.resolve_conj().resolve_neg().reshape(-1)
-    return plain.view(torch.uint8).numpy().data
+def _map(file: FileIO, path: Path, header: Header, dtype: torch.dtype | None) -> Named:
+    with read_errors(path):
+        # A private copy: what training writes stays in memory.
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    for info in header.tensors.values():
+        kind = DTYPES[info.dtype]
+        convert = dtype is not None and kind.is_floating_point and kind != dtype
+        if convert or info.begin % kind.itemsize or info.begin == info.end:
+            yield info.name, _cast(_shaped(_read_tensor(file, path, info), info), dtype)
+        else:
+            yield info.name, _shaped(whole[info.begin : info.end], info)
 
 
-def drop_tied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One name per piece of memory: of tied tensors the first stays, the embedding before `lm_head`."""
-    kept: dict[tuple[object, ...], str] = {}
-    for name, tensor in tensors.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        # Tensors without elements all lie at address zero.
-        kept.setdefault(place if tensor.numel() else (name,), name)
-    return {name: tensors[name] for name in kept.values()}
+def _read_file(file: FileIO, path: Path, header: Header, record: FileRecord | None, dtype: torch.dtype | None) -> Named:
+    infos = list(header.tensors.values())
+    digest = hashlib.sha256()
+    if record is not None:
+        head = bytearray(infos[0].begin if infos else record.size)
+        _fill(file, path, 0, memoryview(head))
+        digest.update(head)
+    # The tensors cover the rest of the file in this order.
+    jobs = (partial(_read_tensor, file, path, info) for info in infos)
+    for info, flat in zip(infos, _ordered(jobs), strict=True):
+        if record is not None:
+            digest.update(flat.numpy().data)
+        yield info.name, _cast(_shaped(flat, info), dtype)
+    if record is not None and digest.hexdigest() != record.sha256:
+        raise ModelFileError(f"{path}: damaged: sha256 is not that of the manifest", FETCH_AGAIN)
 
 
-def load_weights(source: Path) -> dict[str, Tensor]:
-    """Read all tensors of a model directory, or of one safetensors file, into memory.
+def _ordered(jobs: Iterable[Callable[[], _T]]) -> Iterator[_T]:
+    """The results of jobs in their order, a few of them computed ahead in threads."""
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        waiting: deque[Future[_T]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(job))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read_tensor(file: FileIO, path: Path, info: TensorInfo) -> Tensor:
+    flat = torch.empty(info.end - info.begin, dtype=torch.uint8)
+    _fill(file, path, info.begin, flat.numpy().data)
+    return flat
+
+
+def _fill(file: FileIO, path: Path, begin: int, buffer: memoryview) -> None:
+    with read_errors(path):
+        try:
+            read_exactly(file, begin, buffer)
+        except EOFError as error:
+            raise ModelFileError(f"{path}: it became shorter while it was read", FETCH_AGAIN) from error
+
+
+def _shaped(flat: Tensor, info: TensorInfo) -> Tensor:
+    return flat.view(DTYPES[info.dtype]).reshape(info.shape)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _open_pickled(stack: ExitStack, files: WeightFiles, records: Mapping[str, FileRecord | None]) -> WeightReader:
+    opened: list[PickledFile] = []
+    described: dict[str, Described] = {}
+    for name in files.names:
+        path = files.directory / name
+        if (record := records[name]) is not None and hash_file(files.directory, name) != record:
+            raise ModelFileError(f"{path}: damaged: sha256 is not that of the manifest", FETCH_AGAIN)
+        file = stack.enter_context(open_pickled(path))
+        _check_index(files, name, [tensor.name for tensor in file.tensors])
+        described |= {tensor.name: Described(DTYPES[tensor.dtype], tensor.shape) for tensor in file.tensors}
+        opened.append(file)
+
+    def read(dtype: torch.dtype | None, mapped: bool) -> Named:
+        for file in opened:
+            yield from _read_pickled(file, dtype)
+
+    verified = bool(records) and all(record is not None for record in records.values())
+    return WeightReader(files, described, dict(files.metadata), verified, read)
+
+
+def _read_pickled(file: PickledFile, dtype: torch.dtype | None) -> Named:
+    groups: dict[Piece, list[PickledTensor]] = {}
+    for tensor in file.tensors:
+        groups.setdefault(tensor.storage, []).append(tensor)
+    jobs = (partial(_read_storage, file, storage) for storage in groups)
+    for members, flat in zip(groups.values(), _ordered(jobs), strict=True):
+        made: dict[object, Tensor] = {}
+        for tensor in members:
+            if tensor.place not in made:
+                made[tensor.place] = _cast(_view(flat, tensor), dtype)
+            yield tensor.name, made[tensor.place]
+
+
+def _read_storage(file: PickledFile, storage: Piece) -> Tensor:
+    flat = torch.empty(storage.size, dtype=torch.uint8)
+    file.read_storage(storage, flat.numpy().data)
+    return flat
+
+
+def _view(flat: Tensor, tensor: PickledTensor) -> Tensor:
+    """A tensor with memory of its own, unless it is all of its storage."""
+    typed = flat[tensor.offset :]
+    typed = typed[: len(typed) - len(typed) % DTYPES[tensor.dtype].itemsize]
+    if tensor.offset % DTYPES[tensor.dtype].itemsize:
+        typed = typed.clone()
+    view = typed.view(DTYPES[tensor.dtype]).as_strided(tensor.shape, tensor.strides)
+    return view if tensor.whole else view.clone(memory_format=torch.contiguous_format)
+
+
+def load_weights(source: Path, wanted: Format | None = None) -> dict[str, Tensor]:
+    """Read all tensors of a model directory, or of one weight file, into memory.
 
     Args:
-        source: A file, or a directory with `model.safetensors` or with shards and their index.
+        source: A directory, a weight file, or the index of shards; see `detect` for what a directory means.
+        wanted: Take this format alone.
 
     Returns:
-        CPU tensors by name, in the dtype of the file, each with memory of its own.
+        CPU tensors by name, in the dtype of the file, each with memory of its own unless they are tied.
 
     Raises:
         ModelFileError: Missing, damaged or unsafe; the file is named.
     """
-    if not source.is_dir():
-        return load_tensors(source)
-    if (source / layout.MODEL_FILE).exists():
-        return _load(source, layout.MODEL_FILE)
-    if (source / layout.MODEL_INDEX).exists():
-        return _load_shards(source)
-    if any(source.glob("*.bin")) or any(source.glob("*.pt")) or any(source.glob("*.pth")):
-        raise ModelFileError(f"{source}: holds PyTorch files, no {layout.MODEL_FILE}", f"llmt convert {source}")
-    raise ModelFileError(f"{source}: has no {layout.MODEL_FILE}", "name a model directory")
+    with open_weights(source, wanted) as reader:
+        return dict(reader.tensors())
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -168,45 +275,4 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelFileError: Missing or damaged.
     """
-    with open_file(path) as file:
-        return _read_tensors(file, path)
-
-
-def _load(directory: Path, name: str) -> dict[str, Tensor]:
-    with open_inside(directory, name) as file:
-        return _read_tensors(file, directory / name)
-
-
-def _load_shards(directory: Path) -> dict[str, Tensor]:
-    path = directory / layout.MODEL_INDEX
-    shards: dict[str, set[str]] = {}
-    weight_map = read_json(directory, layout.MODEL_INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ModelFileError(f"{path}: has no weight_map", FETCH_AGAIN)
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not is_shard_file_name(shard):
-            raise ModelFileError(f"{path}: {shown(shard)} is not a safetensors file beside it", FETCH_AGAIN)
-        shards.setdefault(shard, set()).add(name)
-    tensors: dict[str, Tensor] = {}
-    for shard, listed in shards.items():
-        with open_inside(directory, shard) as file:
-            # Names first: nothing large is read from a shard that does not fit its index.
-            differing = sorted(listed ^ set(parse_header(file, directory / shard).tensors))
-            if differing:
-                count = f"{len(differing)} tensors, {shown(differing[0])} among them"
-                raise ModelFileError(f"{path}: it and {shard} disagree about {count}", FETCH_AGAIN)
-            tensors |= _read_tensors(file, directory / shard)
-    return tensors
-
-
-def _read_tensors(file: FileIO, path: Path) -> dict[str, Tensor]:
-    tensors = {}
-    with read_errors(path):
-        for info in parse_header(file, path).tensors.values():
-            flat = torch.empty(info.end - info.begin, dtype=torch.uint8)
-            try:
-                read_exactly(file, info.begin, flat.numpy().data)
-            except EOFError as error:
-                raise ModelFileError(f"{path}: it became shorter while it was read", FETCH_AGAIN) from error
-            tensors[info.name] = flat.view(_DTYPES[info.dtype]).reshape(info.shape)
-    return tensors
+    return load_weights(path, "safetensors")

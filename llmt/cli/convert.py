@@ -2,22 +2,27 @@
 
 import difflib
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from llmt.checkpoints import layout
 from llmt.cli.context import CONTEXT
 from llmt.cli.options import with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import progress_bar
+from llmt.config.conversion import ConvertSettings, MergeSettings, ToPytorchSettings
 from llmt.config.layers import Given
 from llmt.config.load import load_task
-from llmt.config.tasks import ConvertSettings, MergeSettings
 from llmt.errors import ModelFileError
-from llmt.units import format_count, format_duration, format_size
+from llmt.units import format_count, format_duration, format_number, format_size
+
+if TYPE_CHECKING:
+    from llmt.checkpoints.convert import ConvertReport
 
 
 class DefaultCommandGroup(TyperGroup):
@@ -35,7 +40,8 @@ class DefaultCommandGroup(TyperGroup):
             if not first.startswith("-") and not os.path.exists(first) and os.sep not in first:
                 close = difflib.get_close_matches(first, self.commands)
                 if close:
-                    ctx.fail(f"no such command or path {first!r}, did you mean {close[0]}?")
+                    known = ", ".join(self.commands)
+                    ctx.fail(f"no such command or path {first!r}, did you mean {close[0]}? There are {known}")
             args = [self.default_command, *args]
         return super().parse_args(ctx, args)
 
@@ -63,30 +69,56 @@ def pt_to_safetensors(
 
     settings = load_task("convert", ConvertSettings, flags=given).config
     source = Path(path)
-    if not source.exists():
+    if not os.path.lexists(source):
         raise _missing(source)
     events = convert_to_safetensors(
         source,
         None if settings.output_dir is None else Path(settings.output_dir),
         max_shard_size=settings.max_shard_size,
+        dtype=settings.dtype,
+        verify=settings.verify,
         overwrite=settings.overwrite,
+        dry_run=settings.dry_run,
     )
     with progress_bar(out, "converting") as bar:
         for event in events:
             if isinstance(event, ConvertProgress):
-                bar.update(event.done, event.total)
+                bar.update(event.done, event.total, event.file)
     assert isinstance(event, ConvertReport)
     if out.as_json:
         out.json({**asdict(event), "output": str(event.output)})
-        return
+    else:
+        _show(out, event, settings.max_shard_size)
+
+
+def _show(out: Output, report: "ConvertReport", limit: int) -> None:
+    """What was written, or would be, and what a user may want to know of it."""
+    done = ", verified" if report.verified else ", not verified"
     out.result(
-        f"{event.output}: {event.tensors} tensors, {format_count(event.parameters)} parameters, "
-        f"{format_size(event.size)} in {len(event.files)} files, {format_duration(event.seconds)}"
+        f"{report.output}: {format_number(report.tensors, 'tensor')}, {format_count(report.parameters)} parameters, "
+        f"{format_size(report.size)} in {format_number(len(report.files), 'file')}"
+        + (f", {format_duration(report.seconds)}{done}" if report.written else "; a dry run, nothing was written")
     )
-    for name in event.files:
-        out.result(f"  {name}")
-    for left_out, kept in event.tied.items():
-        out.say(f"note: {left_out} is tied to {kept} and stored once")
+    for name, size in report.files.items():
+        out.result(f"  {name}" + (f"  {format_size(size)}" if size else ""))
+    for name in report.copied:
+        out.result(f"  {name}  copied")
+    for note in _notes(report, limit):
+        out.say(f"note: {note}")
+    if report.written and layout.CONFIG_FILE in report.copied:
+        out.say(f"next:  llmt eval {report.output}")
+
+
+def _notes(report: "ConvertReport", limit: int) -> Iterator[str]:
+    if report.left_out:
+        yield f"left out, since it is not part of the model: {', '.join(report.left_out)}"
+    for left_out, kept in report.tied.items():
+        yield f"{left_out} is tied to {kept} and stored once"
+    if report.too_large:
+        names = ", ".join(report.too_large[:3]) + (" and others" if len(report.too_large) > 3 else "")
+        yield f"larger than {format_size(limit)}, so each has a file of its own: {names}"
+    if not report.checksums:
+        yield "a file of this age keeps no checksums, so damage that it had before cannot be seen"
 
 
 def _missing(path: Path) -> ModelFileError:
@@ -95,7 +127,39 @@ def _missing(path: Path) -> ModelFileError:
 
     runs = [str(run.path) for run in find_runs()]
     hint = f"runs found here: {', '.join(runs)}" if runs else "no runs under ./runs; llmt train makes one"
+    if path.name == str(path):
+        hint += f"; commands of convert: {', '.join(command.name or '' for command in app.registered_commands)}"
     return ModelFileError(f"{path}: does not exist", f"name a .pt, .pth or .bin file, or a directory with one; {hint}")
+
+
+@app.command("safetensors-to-pt", context_settings=CONTEXT)
+@with_settings(ToPytorchSettings)
+def safetensors_to_pt(
+    out: Output,
+    given: list[Given],
+    path: Annotated[str, typer.Argument(help="A model directory, or a .safetensors file.")],
+) -> None:
+    """Convert safetensors to PyTorch weights, for programs that read nothing else."""
+    from llmt.export.pytorch import convert_to_pytorch
+
+    settings = load_task("safetensors_to_pt", ToPytorchSettings, flags=given).config
+    report = convert_to_pytorch(
+        Path(path),
+        None if settings.output_dir is None else Path(settings.output_dir),
+        max_shard_size=settings.max_shard_size,
+        overwrite=settings.overwrite,
+    )
+    if out.as_json:
+        out.json({**asdict(report), "output": str(report.output)})
+        return
+    out.result(
+        f"{report.output}: {format_number(report.tensors, 'tensor')}, {format_count(report.parameters)} parameters, "
+        f"{format_size(report.size)}, {format_duration(report.seconds)}, verified"
+    )
+    for name in report.files:
+        out.result(f"  {name}")
+    for name in report.copied:
+        out.result(f"  {name}  copied")
 
 
 @app.command("merge-lora", context_settings=CONTEXT)

@@ -30,7 +30,7 @@ NAMES = {
 }
 """Flags whose name is not the last part of the field's."""
 
-SHORT = {"output_dir": "-o", "prompt": "-p", "max_new_tokens": "-n"}
+SHORT = {"output_dir": "-o", "output_file": "-o", "prompt": "-p", "max_new_tokens": "-n"}
 
 _ON_OFF_ALIASES = {
     "use_amp", "fp16", "bf16", "torch_compile", "compile_model", "force_cpu", "use_cpu", "use_peft", "use_lora",

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from llmt.config.base import Count, Flag, Number, Section, Size, Text, TextLines, TextList
+from llmt.config.base import Count, Flag, Number, Section, Text, TextLines, TextList
+from llmt.config.conversion import ConvertSettings, MergeSettings, ToPytorchSettings
 from llmt.config.data import EncodingErrors
 from llmt.config.run import Device
 from llmt.config.tokenizer import TokenizerTraining
@@ -151,35 +152,6 @@ class GenerateSettings(Section):
     """Start of the random numbers."""
 
 
-class ConvertSettings(Section):
-    """`llmt convert`: weights to safetensors."""
-
-    output_dir: Text | None = None
-    """Directory to write. None writes beside the source."""
-
-    max_shard_size: Size = 5_000_000_000
-    """Largest file, such as `2GB`."""
-
-    overwrite: Flag = False
-    """Replace safetensors files that stand there already."""
-
-
-class MergeSettings(Section):
-    """`llmt convert merge-lora`: an adapter and its base to one full model."""
-
-    base: Text | None = None
-    """Directory of the base model. None takes the one that the adapter names."""
-
-    output_dir: Text | None = None
-    """Directory to write. None means the adapter's, with `-merged` appended."""
-
-    max_shard_size: Size = 5_000_000_000
-    """Largest file, such as `2GB`."""
-
-    overwrite: Flag = False
-    """Replace a model that stands there already."""
-
-
 class DoctorSettings(Section):
     """`llmt doctor`: what this machine can do."""
 
@@ -193,6 +165,7 @@ TASKS: dict[str, type[Section]] = {
     "eval": EvalSettings,
     "generate": GenerateSettings,
     "convert": ConvertSettings,
+    "safetensors_to_pt": ToPytorchSettings,
     "merge_lora": MergeSettings,
     "doctor": DoctorSettings,
 }

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory, staged_directory
+from llmt.checkpoints.saving import save_weights
 from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE
-from llmt.checkpoints.weights import save_weights
 from llmt.errors import UsageError
 from llmt.models.cache import KeyValueCache
 from llmt.models.loss import TokenLoss, token_loss

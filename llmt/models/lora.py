@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory
-from llmt.checkpoints.weights import load_tensors, save_tensors
+from llmt.checkpoints.saving import save_tensors
+from llmt.checkpoints.weights import load_tensors
 from llmt.config.training import LoraConfig
 from llmt.errors import ConfigError, MismatchError, MissingPackageError, ModelFileError
 from llmt.models.base import BaseLanguageModel, where_given

@@ -11,8 +11,9 @@ from llmt.checkpoints.atomic import StagedDirectory, publish_into
 from llmt.checkpoints.files import append_line, write_text_atomic
 from llmt.checkpoints.reading import read_json
 from llmt.checkpoints.runs import finished_record
+from llmt.checkpoints.saving import save_tensors
 from llmt.checkpoints.store import Checkpoint, CheckpointStore
-from llmt.checkpoints.weights import load_tensors, load_weights, save_tensors
+from llmt.checkpoints.weights import load_tensors, load_weights
 from llmt.config.load import dump_config
 from llmt.config.run import TrainConfig
 from llmt.models.base import BaseLanguageModel

@@ -108,7 +108,7 @@ def test_convert_a_folder(inside: Any, tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "ckpt" / "pytorch_model.bin")
     result = inside("convert", "./ckpt", "--max-shard-size", "2GB")
     assert result.code == 0, result.err
-    written = load_file(tmp_path / "ckpt" / "model.safetensors")
+    written = load_file(tmp_path / "ckpt-safetensors" / "model.safetensors")
     assert all(torch.equal(written[name], value) for name, value in weights.items())
     again = inside("convert", "pt-to-safetensors", "./ckpt", "--overwrite", "--json")
     assert json.loads(again.out)["tensors"] == 2

@@ -12,16 +12,17 @@ from safetensors.torch import load_file
 from llmt.checkpoints import layout
 from llmt.checkpoints.convert import ConvertProgress, ConvertReport, convert_to_safetensors
 from llmt.checkpoints.weights import load_weights
-from llmt.errors import BusyOutputError, ModelFileError
+from llmt.errors import BusyOutputError, ModelFileError, StorageError
 
 
-def convert(source: Path, output: Path | None = None, **options: int | bool) -> ConvertReport:
+def convert(source: Path, output: Path | None = None, **options: object) -> ConvertReport:
     *progress, report = convert_to_safetensors(source, output, **options)  # type: ignore[arg-type]
     assert isinstance(report, ConvertReport)
-    assert all(isinstance(event, ConvertProgress) and event.total == report.size for event in progress)
+    total = report.size * (2 if report.verified else 1)
+    assert all(isinstance(event, ConvertProgress) and event.total == total for event in progress)
     done = [event.done for event in progress if isinstance(event, ConvertProgress)]
     assert done == sorted(done)
-    assert not done or done[-1] == report.size
+    assert not done or done[-1] == total
     return report
 
 
@@ -70,7 +71,7 @@ def test_every_tensor_equals_torch_load(tmp_path: Path, limit: int) -> None:
     torch.save(all_kinds(), tmp_path / "m.pt")
     expected = torch.load(tmp_path / "m.pt", weights_only=True)
     report = convert(tmp_path / "m.pt", max_shard_size=limit)
-    assert report.output == tmp_path / "m"
+    assert report.output == tmp_path / "m-safetensors"
     converted: dict[str, torch.Tensor] = {}
     for name in report.files:
         if name.endswith(".safetensors"):
@@ -136,14 +137,17 @@ def shards(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def test_sharded_pytorch_files_are_one_model(tmp_path: Path) -> None:
-    """The files that the index lists become one model in the same directory; the originals stay."""
-    tensors = shards(tmp_path)
-    before = sorted(path.name for path in tmp_path.iterdir())
-    report = convert(tmp_path)
-    assert report.files == (layout.MODEL_FILE,)
-    loaded = load_weights(tmp_path)
+    """The files that the index lists become one model in the folder beside; the source stays as it was."""
+    source = tmp_path / "ckpt"
+    source.mkdir()
+    tensors = shards(source)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    report = convert(source)
+    assert report.output == tmp_path / "ckpt-safetensors"
+    assert list(report.files) == [layout.MODEL_FILE]
+    loaded = load_weights(report.output)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, layout.MODEL_FILE])
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["../x.bin", "/etc/passwd.bin", "a\\b.bin", "x.txt", "missing.bin", "linked.bin"])
@@ -159,7 +163,7 @@ def test_an_index_of_pytorch_files_cannot_leave_its_directory(tmp_path: Path, na
     (model / layout.PICKLED_INDEX).write_text(json.dumps(index))
     with pytest.raises(ModelFileError):
         convert(model)
-    assert not (model / layout.MODEL_FILE).exists()
+    assert not (tmp_path / "model-safetensors").exists()
 
 
 def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
@@ -188,37 +192,143 @@ def test_what_cannot_be_converted_says_why(tmp_path: Path) -> None:
         ModelFileError, match=r"several PyTorch files: 'checkpoint-1\.pt', 'checkpoint-2\.pt'"
     ) as caught:
         convert(tmp_path)
-    assert caught.value.hint == f"llmt convert {tmp_path / 'checkpoint-2.pt'}"
+    assert caught.value.hint.endswith(str(tmp_path / "checkpoint-2.pt"))
     assert caught.value.exit_code == 4
 
 
 def test_weights_that_are_there_are_not_overwritten_unasked(tmp_path: Path) -> None:
-    """Existing weights stop the conversion; with overwrite, shards of the earlier model are gone."""
+    """What stands in the output stops the conversion; with overwrite, an earlier model is gone, nothing else."""
     torch.save({"a": torch.ones(4), "b": torch.ones(4)}, tmp_path / "pytorch_model.bin")
-    convert(tmp_path, max_shard_size=16)
-    with pytest.raises(BusyOutputError, match="holds model"):
-        convert(tmp_path)
-    report = convert(tmp_path, overwrite=True)
-    assert report.files == (layout.MODEL_FILE,)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [layout.MODEL_FILE, "pytorch_model.bin"]
+    output = tmp_path / "out"
+    convert(tmp_path, output, max_shard_size=16)
+    with pytest.raises(BusyOutputError, match="is not empty") as caught:
+        convert(tmp_path, output)
+    assert caught.value.exit_code == 10
+    report = convert(tmp_path, output, overwrite=True)
+    assert list(report.files) == [path.name for path in output.iterdir()] == [layout.MODEL_FILE]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    with pytest.raises(BusyOutputError, match="is no model"):
+        convert(tmp_path, tmp_path / "mine", overwrite=True)
+    (tmp_path / "empty").mkdir()
+    assert convert(tmp_path, tmp_path / "empty").written
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_source_is_never_the_output(tmp_path: Path, overwrite: bool) -> None:
+    """The source's own directory, one around it, a file and a link are refused with and without overwrite."""
+    source = tmp_path / "around" / "ckpt"
+    source.mkdir(parents=True)
+    torch.save({"a": torch.ones(4)}, source / "pytorch_model.bin")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for output in (source, source.parent, source / ".." / "ckpt", tmp_path / "file", tmp_path / "link"):
+        with pytest.raises(BusyOutputError):
+            convert(source, output, overwrite=overwrite)
+    with pytest.raises(BusyOutputError):
+        convert(source / "pytorch_model.bin", source, overwrite=overwrite)
+    assert [path.name for path in source.iterdir()] == ["pytorch_model.bin"]
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_an_adapter_keeps_its_name(tmp_path: Path) -> None:
     """adapter_model.bin becomes adapter_model.safetensors."""
     torch.save({"base.lora_A.weight": torch.ones(2)}, tmp_path / "adapter_model.bin")
-    assert convert(tmp_path).files == (layout.ADAPTER_MODEL,)
+    assert list(convert(tmp_path, tmp_path / "out").files) == [layout.ADAPTER_MODEL]
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_a_damaged_source_leaves_nothing(tmp_path: Path, inside: bool) -> None:
-    """A CRC error in the middle of the copy leaves neither a new directory nor a file in an old one."""
+def test_a_damaged_source_leaves_nothing(tmp_path: Path) -> None:
+    """A CRC error leaves no output at all; without verification the damage passes, and the report says so."""
     torch.save({f"t{i}": torch.full((1000,), float(i)) for i in range(5)}, tmp_path / "pytorch_model.bin")
     data = bytearray((tmp_path / "pytorch_model.bin").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "pytorch_model.bin").write_bytes(data)
     with pytest.raises(ModelFileError, match="CRC-32"):
-        convert(tmp_path if inside else tmp_path / "pytorch_model.bin", max_shard_size=4000)
+        convert(tmp_path / "pytorch_model.bin", max_shard_size=4000)
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
+    assert not convert(tmp_path, tmp_path / "out", verify=False).verified
+
+
+def test_a_copy_that_differs_is_not_published(tmp_path: Path) -> None:
+    """A byte of the copy that changes before it is read back ends in StorageError, and nothing is published."""
+    torch.save({"whole": torch.ones(1000), "view": torch.ones(64, 2)[:, 1]}, tmp_path / "m.pt")
+    for place in (-1, -200):
+        events = convert_to_safetensors(tmp_path / "m.pt")
+        for event in events:
+            if isinstance(event, ConvertProgress) and event.done == event.total // 2:
+                break
+        (written,) = tmp_path.glob(".tmp-*/model.safetensors")
+        changed = bytearray(written.read_bytes())
+        changed[place] ^= 1
+        written.write_bytes(changed)
+        with pytest.raises(StorageError, match="was not written as it was read"):
+            list(events)
+        assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_numbers_are_rounded_as_torch_rounds_them(tmp_path: Path, dtype: str) -> None:
+    """Every floating tensor of 16 bits and more gets the dtype asked for, equal to torch's own; all else stays."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", "torch_dtype": "float32"}))
+    generator = torch.Generator().manual_seed(0)
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)
+    tensors = {
+        **{
+            f"r.{kind}": (torch.randn(4099, generator=generator) * 50).to(kind)
+            for kind in (torch.float64, torch.float32)
+        },
+        "ties": torch.arange(2**13).mul(2**12).add(2**11).to(torch.int32).view(torch.float32).clamp(-1e4, 1e4),
+        "special": torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 1e-40, -1e-7]),
+        "half": every.view(torch.float16),
+        "brain": every.view(torch.bfloat16).float().nan_to_num(0, 0, 0).clamp(-6e4, 6e4).bfloat16(),
+        "turned": torch.randn(5, 7, generator=generator).t(),
+        "small": torch.ones(3).to(torch.float8_e4m3fn),
+        "whole": torch.arange(5),
+    }
+    torch.save(tensors, tmp_path / "m.pt")
+    report = convert(tmp_path / "m.pt", dtype=dtype, max_shard_size=40_000)
+    found = load_weights(report.output)
+    wanted = getattr(torch, dtype)
+    for name, tensor in tensors.items():
+        expected = tensor.to(wanted) if tensor.is_floating_point() and name != "small" else tensor
+        assert found[name].dtype == expected.dtype, name
+        assert torch.equal(found[name].double().nan_to_num(7.5), expected.double().nan_to_num(7.5)), name
+    config = json.loads((report.output / "config.json").read_text())
+    assert config == {"model_type": "x", "dtype": dtype}
+
+
+def test_a_number_that_would_become_infinite_is_refused(tmp_path: Path) -> None:
+    """1e6 has no place in float16; the tensor is named, and nothing is left."""
+    torch.save({"w": torch.tensor([1.0, 1e6])}, tmp_path / "m.pt")
+    with pytest.raises(ModelFileError, match="'w': a number is too large"):
+        convert(tmp_path / "m.pt", dtype="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(tmp_path: Path) -> None:
+    """Files, sizes, ties and what is left out are those of the run itself."""
+    shared = torch.ones(100)
+    state = {"a": shared, "b": shared, "c": torch.ones(7)}
+    torch.save({"model": state, "optimizer": {"state": {}}, "step": 3}, tmp_path / "m.pt")
+    planned = convert(tmp_path / "m.pt", max_shard_size=200, dry_run=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+    done = convert(tmp_path / "m.pt", max_shard_size=200)
+    assert (planned.written, done.written, planned.verified, done.verified) == (False, True, False, True)
+    for name in ("files", "tensors", "parameters", "size", "tied", "left_out", "too_large", "output"):
+        assert getattr(planned, name) == getattr(done, name), name
+    assert done.left_out == ("optimizer", "step")
+    assert done.too_large == ("a",)
+    assert done.tied == {"b": "a"}
+
+
+def test_several_files_of_one_model_have_to_agree(tmp_path: Path) -> None:
+    """Two PyTorch files of a model's name with other numbers are an error; with the same numbers they are one model."""
+    torch.save({"a": torch.ones(4)}, tmp_path / "pytorch_model.bin")
+    torch.save({"model": {"a": torch.ones(4)}}, tmp_path / "model.pt")
+    assert convert(tmp_path, tmp_path / "out").tensors == 1
+    torch.save({"a": torch.zeros(4)}, tmp_path / "model.pt")
+    with pytest.raises(ModelFileError, match=r"pytorch_model\.bin and model\.pt, and they differ: 'a'"):
+        convert(tmp_path, tmp_path / "out2")
 
 
 def test_an_abandoned_conversion_leaves_nothing(tmp_path: Path) -> None:
@@ -245,4 +355,4 @@ def test_conversion_needs_neither_torch_nor_much_memory(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path / "m.pt")], capture_output=True, text=True, check=True
     )
     assert int(done.stdout or 0) < 50_000
-    assert load_weights(tmp_path / "m")["t9"].sum() == 1_500_000
+    assert load_weights(tmp_path / "m-safetensors")["t9"].sum() == 1_500_000

@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import pickle
+import pickletools
 import random
 import struct
 import zipfile
@@ -23,6 +24,8 @@ from llmt.errors import ModelFileError
 
 def tensors_of(path: Path) -> dict[str, bytes]:
     with open_pickled(path) as file:
+        for tensor in file.tensors:
+            file.check(tensor.storage)
         return {tensor.name: b"".join(bytes(piece) for piece in file.read(tensor)) for tensor in file.tensors}
 
 
@@ -222,7 +225,10 @@ def test_what_is_not_a_plain_state_dict_is_refused(tmp_path: Path, make) -> None
     lambda d: d, lambda d: {"model": d}, lambda d: {"state_dict": d}, lambda d: {"module": d, "step": 1},
     lambda d: {"model_state_dict": d, "model": 3}, lambda d: {"model": {"state_dict": d}},
 ])  # fmt: skip
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", [
+    "", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "_fsdp_wrapped_module.",
+    "_fsdp_wrapped_module._checkpoint_wrapped_module.",
+])  # fmt: skip
 def test_wrappers_are_taken_off(tmp_path: Path, wrap, prefix: str) -> None:
     """The state dict is found where training scripts put it, and has the names of the bare model."""
     torch.save(wrap({f"{prefix}a.weight": torch.ones(2), f"{prefix}b": torch.zeros(1)}), tmp_path / "x.pt")
@@ -312,9 +318,11 @@ def test_every_flip_in_a_storage_is_detected(tmp_path: Path) -> None:
                 tensors_of(tmp_path / "x.pt")
 
 
-def test_every_truncation_is_refused(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_truncation_is_refused(tmp_path: Path, zipped: bool) -> None:
     """A file that lost its end is never read as a smaller model."""
-    torch.save({"a": torch.ones(10)}, tmp_path / "x.pt")
+    torch.save({"a": torch.ones(10)}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     data = (tmp_path / "x.pt").read_bytes()
     for length in range(0, len(data), 7):
         (tmp_path / "x.pt").write_bytes(data[:length])
@@ -333,6 +341,63 @@ def test_every_flip_anywhere_reads_equal_or_not_at_all(tmp_path: Path) -> None:
         (tmp_path / "x.pt").write_bytes(changed)
         with contextlib.suppress(ModelFileError):
             assert tensors_of(tmp_path / "x.pt") == expected, position
+
+
+def old_file(path: Path, tensors: dict[str, torch.Tensor]) -> bytes:
+    """The format before PyTorch 1.6."""
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    return path.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_files_from_before_the_archive_are_read(tmp_path: Path) -> None:
+    """Files of the format before PyTorch 1.6 give the bytes that torch reads: views, tied and empty ones too."""
+    base = torch.arange(24.0).reshape(4, 6)
+    tensors = {"a": base, "tied": base, "view": base[1:3], "turned": base.t(), "half": torch.ones(3).half()}
+    tensors |= {"empty": torch.zeros(0, 2), "scalar": torch.tensor(7), "flags": torch.tensor([True, False])}
+    old_file(tmp_path / "x.pt", tensors)
+    assert tensors_of(tmp_path / "x.pt") == {
+        name: tensor.contiguous().numpy().tobytes() for name, tensor in tensors.items()
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_damage_of_an_old_file_never_escapes(tmp_path: Path) -> None:
+    """Changed bytes before the numbers, lies about their length and appended bytes read equal or are refused."""
+    data = old_file(tmp_path / "x.pt", {"a": torch.ones(10), "b": torch.zeros(4)})
+    names = tensors_of(tmp_path / "x.pt").keys()
+    for position in range(len(data) - 80):
+        changed = bytearray(data)
+        changed[position] ^= 1 << (position % 8)
+        (tmp_path / "x.pt").write_bytes(changed)
+        with contextlib.suppress(ModelFileError):
+            assert len(tensors_of(tmp_path / "x.pt")) == len(names), position
+    (tmp_path / "x.pt").write_bytes(data + b"\0")
+    with pytest.raises(ModelFileError, match="follows its storages"):
+        tensors_of(tmp_path / "x.pt")
+    at = data.index(b"\x88", data.index(b"little_endian"))  # the pickle of True
+    (tmp_path / "x.pt").write_bytes(data[:at] + b"\x89" + data[at + 1 :])
+    with pytest.raises(ModelFileError, match="big-endian"):
+        tensors_of(tmp_path / "x.pt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("attack", ["os.system", "eval", "runpy"])
+def test_no_pickle_of_an_old_file_runs(tmp_path: Path, attack: str) -> None:
+    """A payload in any of the five pickles of an old file is refused by name."""
+    canary = tmp_path / "canary"
+    payload = pickle.dumps(touch(canary)[attack], 2)
+    data = old_file(tmp_path / "x.pt", {"a": torch.ones(1)})
+    ends = []
+    stream = io.BytesIO(data)
+    for _ in range(5):
+        list(pickletools.genops(stream))
+        ends.append(stream.tell())
+    for begin, end in zip([0, *ends], ends, strict=False):
+        (tmp_path / "x.pt").write_bytes(data[:begin] + payload + data[end:])
+        with pytest.raises(ModelFileError):
+            tensors_of(tmp_path / "x.pt")
+    assert not canary.exists()
 
 
 def test_archives_that_torch_never_writes_are_refused(tmp_path: Path) -> None:
@@ -374,10 +439,6 @@ def test_overlapping_members_are_refused(tmp_path: Path) -> None:
         tensors_of(path)
 
 
-def legacy(path: Path) -> None:
-    torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-
-
 def script(path: Path) -> None:
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(str(path))
 
@@ -393,7 +454,6 @@ def script(path: Path) -> None:
         (lambda path: path.write_text("hello"), "not a file of torch.save"),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "plain pickle"),
         (lambda path: path.write_bytes(struct.pack("<Q", 2) + b"{}"), "safetensors file already"),
-        (legacy, "before 1.6"),
         (script, "TorchScript"),
         (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "x"), "not one of torch.save|truncated"),
         (lambda path: path.mkdir(), "directory"),

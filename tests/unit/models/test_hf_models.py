@@ -50,7 +50,8 @@ def test_saved_names_are_those_of_the_weights(gpt2: Path) -> None:
 
 def test_missing_tensors_are_refused(gpt2: Path) -> None:
     """A tensor that the files lack is an error, never a random one."""
-    from llmt.checkpoints.weights import load_weights, save_weights
+    from llmt.checkpoints.saving import save_weights
+    from llmt.checkpoints.weights import load_weights
 
     weights = load_weights(gpt2)
     weights.pop("transformer.ln_f.weight")

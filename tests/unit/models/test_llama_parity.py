@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from llmt.checkpoints.weights import load_weights, save_weights
+from llmt.checkpoints.saving import save_weights
+from llmt.checkpoints.weights import load_weights
 from llmt.errors import MismatchError, ModelFileError
 from llmt.models.load import load_model
 from llmt.models.transformer import TransformerLM
