@@ -46,6 +46,7 @@ _PUBLIC = {
     "get_memory_usage": "llmt.system.memory",
     "load_model": "llmt.models.load",
     "load_tokenizer": "llmt.tokenizers.load",
+    "register_model": "llmt.models.registry",
     "stream_text": "llmt.generation.text",
     "train_tokenizer": "llmt.tokenizers.train",
 }

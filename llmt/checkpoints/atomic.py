@@ -26,7 +26,10 @@ from llmt.checkpoints.files import (
     write_file,
 )
 from llmt.checkpoints.manifest import encode_manifest, hash_file, read_manifest
+from llmt.checkpoints.reading import open_inside, read_errors
 from llmt.errors import ModelFileError
+
+_PIECE = 2**20
 
 
 class StagedDirectory:
@@ -69,6 +72,16 @@ class StagedDirectory:
             StorageError: The disk refused, or the name is taken.
         """
         self.write_file(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+    def copy_file(self, directory: Path, name: str) -> None:
+        """Write a copy of the file `name` of another directory, in constant memory.
+
+        Raises:
+            ModelFileError: It cannot be read.
+            StorageError: The disk refused, or the name is taken.
+        """
+        with open_inside(directory, name) as file, read_errors(directory / name):
+            self.write_file(name, iter(lambda: file.read(_PIECE) or b"", b""))
 
     def names(self) -> list[str]:
         """The names of all files that lie in the folder now, sorted."""
@@ -187,10 +200,10 @@ def _replace_files(staged: StagedDirectory, root: Path) -> None:
     names = sorted(staged.names(), key=_publishing_order)
     stale = _stale_files(root, names)
     # First what makes the old files a model: a kill from here on leaves no model rather than a mixed one.
-    for name in (layout.MANIFEST, layout.MODEL_INDEX, layout.CONFIG_FILE):
+    for name in (layout.MANIFEST, layout.MODEL_INDEX, layout.PICKLED_INDEX, layout.CONFIG_FILE):
         if name in names or name in stale:
             (root / name).unlink(missing_ok=True)
-    weights = [name for name in names if _publishing_order(name)[0] < 2]
+    weights = [name for name in names if _publishing_order(name)[0] < 3]
     for name in weights:
         (staged.path / name).replace(root / name)
     for name in stale:
@@ -209,16 +222,18 @@ def _stale_files(root: Path, names: Sequence[str]) -> set[str]:
         except ModelFileError:  # what it listed cannot be known any more
             earlier = None
         stale |= set(earlier.files) if earlier else set()
-    for prefix in ("model", "adapter_model"):
-        if any(layout.is_weight_file(name) and name.startswith(prefix) for name in names):
-            present = [path.name for path in root.iterdir()]
-            stale |= {name for name in present if layout.is_weight_file(name) and name.startswith(prefix)}
+    adapters = {name for name in names if name.startswith("adapter_")}
+    if any(layout.is_weight_file(name) for name in names):
+        present = {path.name for path in root.iterdir() if layout.is_weight_file(path.name)}
+        # An adapter may lie on its base. A whole model has none, and a loader would put it on.
+        stale |= {name for name in present if name.startswith("adapter_")} if adapters else present
+        stale |= set() if adapters else {layout.ADAPTER_CONFIG}
     return stale - set(names)
 
 
 def _publishing_order(name: str) -> tuple[int, str]:
     """Shards, then what points at them, then what makes it a model, then what makes it finished."""
-    last = (layout.MODEL_INDEX, layout.CONFIG_FILE, layout.MANIFEST)
+    last = (layout.MODEL_INDEX, layout.PICKLED_INDEX, layout.CONFIG_FILE, layout.MANIFEST)
     return (last.index(name) + 1 if name in last else 0, name)
 
 

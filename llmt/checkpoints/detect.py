@@ -15,7 +15,7 @@ from llmt.checkpoints.reading import FETCH_AGAIN, is_plain_name, open_inside, re
 from llmt.checkpoints.sharding import is_shard_file_name
 from llmt.errors import ModelFileError
 
-_PATTERNS = ("*.bin", "*.pt", "*.pth")
+_ENDINGS = (".bin", ".pt", ".pth")
 _NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args", "random_states")
 _NAMES: dict[str, Format] = {
     layout.MODEL_FILE: "safetensors",
@@ -67,23 +67,38 @@ def find_weights(path: Path, wanted: Format | None = None) -> WeightFiles:
         return _single_file(path, wanted)
     with read_errors(path):
         present = sorted(entry.name for entry in path.iterdir())
-    found = [name for name, kind in _NAMES.items() if name in present and wanted in (None, kind)]
-    # An index stands beside the one file that it lists; that is one model and not two.
-    sets = [_read_named(path, name) for name in found]
-    listed = {name for each in sets if each.listed is not None for name in each.names}
-    sets = [each for each in sets if each.listed is not None or each.names[0] not in listed]
+    files = [name for name in present if (path / name).is_file()]
+    found = [_read_named(path, name) for name, kind in _NAMES.items() if name in files and wanted in (None, kind)]
+    # An index stands beside the files that it lists; that is one model and not two.
+    listed = {name for each in found if each.listed is not None for name in each.names}
+    sets = [each for each in found if each.listed is not None or each.names[0] not in listed]
     if not sets:
-        return _lone_file(path, present, wanted)
-    if len(sets) > 1:
-        from llmt.checkpoints.agree import disagreement
+        return _lone_file(path, files, present, wanted)
+    _require_agreement(path, sets)
+    return sets[0]
+
+
+def _require_agreement(directory: Path, sets: list[WeightFiles]) -> None:
+    from llmt.checkpoints.agree import disagreement
+
     for other in sets[1:]:
         if difference := disagreement(sets[0].paths, other.paths):
             names = " and ".join(each.names[0] for each in (sets[0], other))
             raise ModelFileError(
-                f"{path}: holds {names}, and they differ: {difference}",
+                f"{directory}: holds {names}, and they differ: {difference}",
                 "delete the one that is out of date, or name one file",
             )
-    return sets[0]
+
+
+def holds_weights(directory: Path) -> bool:
+    """Whether `find_weights` would look at any file of a directory; nothing is opened."""
+    with read_errors(directory):
+        present = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
+    return any(name in _NAMES for name in present) or len(_lone_names(present)) == 1
+
+
+def _lone_names(present: list[str]) -> list[str]:
+    return [name for name in present if name.endswith(_ENDINGS) and not name.startswith(_NOT_WEIGHTS)]
 
 
 def _single_file(path: Path, wanted: Format | None) -> WeightFiles:
@@ -101,10 +116,8 @@ def _read_named(directory: Path, name: str) -> WeightFiles:
     return WeightFiles(_NAMES[name], directory, (name,))
 
 
-def _lone_file(directory: Path, present: list[str], wanted: Format | None) -> WeightFiles:
-    with read_errors(directory):
-        found = sorted({file.name for pattern in _PATTERNS for file in directory.glob(pattern) if file.is_file()})
-    candidates = [name for name in found if not name.startswith(_NOT_WEIGHTS)] if wanted != "safetensors" else []
+def _lone_file(directory: Path, files: list[str], present: list[str], wanted: Format | None) -> WeightFiles:
+    candidates = [] if wanted == "safetensors" else _lone_names(files)
     if len(candidates) == 1:
         return WeightFiles("pytorch", directory, (candidates[0],))
     if candidates:

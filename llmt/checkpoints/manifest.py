@@ -44,11 +44,12 @@ def encode_manifest(files: Mapping[str, FileRecord], extra: Mapping[str, object]
     if taken := [key for key in _OWN_KEYS if key in extra]:
         raise ValueError(f"{taken[0]!r} is a key of the manifest itself")
     listed = {name: [files[name].size, files[name].sha256] for name in sorted(files)}
-    content = {"format": FORMAT, "llmt": _version(), **extra, "files": listed}
+    content = {"format": FORMAT, "llmt": llmt_version(), **extra, "files": listed}
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _version() -> str:
+def llmt_version() -> str:
+    """The version of this llmt."""
     try:
         return version("llmt")
     except PackageNotFoundError:  # run from a source tree that was never installed

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import FileIO
 from pathlib import Path
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory, staged_directory
 from llmt.checkpoints.casting import FloatName
 from llmt.checkpoints.files import storage_errors
-from llmt.checkpoints.reading import open_inside, read_errors, read_json
+from llmt.checkpoints.reading import read_json
 from llmt.errors import BusyOutputError
 
 
@@ -87,10 +86,4 @@ def copy_companions(staged: StagedDirectory, directory: Path, dtype: FloatName |
             values.pop("torch_dtype", None)
             staged.write_json(name, {**values, "dtype": dtype})
             continue
-        with open_inside(directory, name) as file, read_errors(directory / name):
-            staged.write_file(name, _pieces(file))
-
-
-def _pieces(file: FileIO) -> Iterator[bytes]:
-    while piece := file.read(2**20):
-        yield piece
+        staged.copy_file(directory, name)

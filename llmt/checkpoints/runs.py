@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llmt.checkpoints import layout
+from llmt.checkpoints.detect import holds_weights
 from llmt.checkpoints.manifest import manifest_problems, read_manifest, verify_manifest
 from llmt.checkpoints.reading import read_errors, read_json
 from llmt.checkpoints.store import CheckpointStore
@@ -101,17 +102,14 @@ def resolve_model_directory(path: Path, root: Path = Path(layout.RUNS_DIRECTORY)
     if not path.exists():
         raise ModelFileError(f"{path}: does not exist", _suggest(root))
     if not path.is_dir():
-        pickled = path.suffix in (".pt", ".pth", ".bin")
-        hint = f"llmt convert {path}" if pickled else "name the directory that holds config.json"
-        raise ModelFileError(f"{path}: is a file, a model directory was expected", hint)
+        raise ModelFileError(f"{path}: is a file, a model directory was expected", f"name {path.parent}, or convert it")
     _require_finished(path, root)
-    full = (layout.CONFIG_FILE, (layout.MODEL_FILE, layout.MODEL_INDEX))
-    adapter = (layout.ADAPTER_CONFIG, (layout.ADAPTER_MODEL,))
-    for config, weights in (full, adapter):
-        if (path / config).is_file() and any((path / name).is_file() for name in weights):
-            return path
-    if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
-        raise ModelFileError(f"{path}: holds PyTorch files, no {layout.MODEL_FILE}", f"llmt convert {path}")
+    if (path / layout.CONFIG_FILE).is_file() and holds_weights(path):
+        return path
+    if (path / layout.ADAPTER_CONFIG).is_file() and (path / layout.ADAPTER_MODEL).is_file():
+        return path
+    if holds_weights(path):
+        raise ModelFileError(f"{path}: has weights, and no {layout.CONFIG_FILE} that describes them", _suggest(root))
     raise ModelFileError(f"{path}: has no {layout.CONFIG_FILE} and {layout.MODEL_FILE}", _suggest(root))
 
 

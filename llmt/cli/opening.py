@@ -32,22 +32,24 @@ def open_with_tokenizer(model: str, adapter: str | None, device: str) -> Opened:
     """Load a model with its tokenizer.
 
     Args:
-        model: A run, a checkpoint, a model directory or an adapter.
+        model: A run, a checkpoint, a model directory, an adapter, or `hf:NAME`.
         adapter: An adapter to put on it.
         device: `auto`, or the kind that was named.
 
     Raises:
         DeviceError: The named device is not here.
+        HubError: The hub does not have it, or cannot be reached.
         ModelFileError: A file is missing, damaged or unsafe.
         MismatchError: The tokenizer has ids that the model has not.
     """
+    from llmt.models.hub import local_path
     from llmt.models.open import open_model
     from llmt.system.machine import inspect_machine
     from llmt.system.plan import choose_device
     from llmt.tokenizers.load import load_tokenizer
 
     chosen, _ = choose_device(device, inspect_machine())
-    loaded, directory = open_model(Path(model), None if adapter is None else Path(adapter), chosen.kind)
+    loaded, directory = open_model(local_path(model), None if adapter is None else Path(adapter), chosen.kind)
     tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size > loaded.vocab_size:
         raise MismatchError(

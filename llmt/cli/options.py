@@ -35,6 +35,7 @@ SHORT = {"output_dir": "-o", "output_file": "-o", "prompt": "-p", "max_new_token
 _ON_OFF_ALIASES = {
     "use_amp", "fp16", "bf16", "torch_compile", "compile_model", "force_cpu", "use_cpu", "use_peft", "use_lora",
     "use_gradient_checkpointing", "activation_checkpointing", "tie_weights", "dataloader_pin_memory",
+    "save_safetensors", "safe_serialization",
 }  # fmt: skip
 
 

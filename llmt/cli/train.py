@@ -57,8 +57,8 @@ def train(
     asked = with_sources(asked)
     directory = run_directory(asked)
     base = choose_base(asked, None if resume else config)
-    if base is not None and not resume:
-        refuse_unread(given, sets or ())
+    if not resume:
+        refuse_unread(asked, base, given, sets or ())
     if plan:
         _show_plan(out, _prepare(out, with_base(asked, base), directory, base, resume=resume))
         return

@@ -57,6 +57,10 @@ def _always(value: Any) -> str:
     return "always" if _true(value) else "never"
 
 
+def _save_format(value: Any) -> str:
+    return "safetensors" if _true(value) else "pytorch"
+
+
 def _method(value: Any) -> str:
     return str(value).lower()
 
@@ -122,6 +126,8 @@ _CONVERTED = {
     "tokenizer_type": Alias("tokenizer.algo"),
     "tokenizer_path": Alias("tokenizer.path"),
     "num_threads": Alias("threads"),
+    "save_safetensors": Alias("training.save_format", _save_format),
+    "safe_serialization": Alias("training.save_format", _save_format),
 }
 
 

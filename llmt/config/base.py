@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from llmt.config.strictyaml import parse_value
 from llmt.units import parse_count, parse_duration, parse_size
 
 
@@ -67,6 +68,14 @@ def _pairs(value: Any) -> Any:
     return {key.strip(): item.strip() for key, _, item in pairs}
 
 
+def _mapping(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("{"):
+        return parse_value(value)
+    return {key: parse_value(item) for key, item in _pairs(value).items()}
+
+
 def _lines(value: Any) -> Any:
     if isinstance(value, str):
         return (value,)
@@ -99,6 +108,9 @@ NumberList = Annotated[tuple[Number, ...], BeforeValidator(_numbers)]
 
 TextMap = Annotated[dict[str, Text], BeforeValidator(_pairs)]
 """Names and texts; on the command line and in the environment `NAME=TEXT,NAME=TEXT`."""
+
+Mapping = Annotated[dict[str, Any], BeforeValidator(_mapping)]
+"""Names and values of any kind; on the command line `{name: value, name: value}` or `NAME=VALUE,NAME=VALUE`."""
 
 TextLines = Annotated[tuple[Text, ...], BeforeValidator(_lines)]
 """A list of texts that may hold commas; one text stands for a list of one."""

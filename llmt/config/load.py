@@ -21,6 +21,9 @@ from llmt.config.run import TrainConfig
 from llmt.config.tasks import TASKS
 from llmt.errors import ConfigError
 
+PLUGINS = "LLMT_PLUGINS"
+"""The variable that names modules with models of one's own: no setting, since no file may name code to run."""
+
 ENVIRONMENT_PREFIX = "LLMT_"
 SHARED = ("device", "seed")
 """Settings of a run whose variables every command reads."""
@@ -186,7 +189,7 @@ def read_environment(environ: Mapping[str, str] | None, problems: list[str]) -> 
     """Every `LLMT_*` variable as a dotted key; what cannot be read is added to `problems`."""
     given = []
     for name, text in sorted((os.environ if environ is None else environ).items()):
-        if not name.startswith(ENVIRONMENT_PREFIX):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name == PLUGINS:
             continue
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
         task, _, field = key.partition(".")
@@ -241,6 +244,11 @@ def _read(path: Path) -> strictyaml.Located:
     if not isinstance(located.values, dict):
         raise ConfigError([f"{path}:1:1: must be a mapping of settings"], "llmt config template quickstart   shows one")
     return located
+
+
+def plugins() -> tuple[str, ...]:
+    """The modules that `LLMT_PLUGINS` names, by import name or path, separated by commas."""
+    return tuple(name.strip() for name in os.environ.get(PLUGINS, "").split(",") if name.strip())
 
 
 def cache_directory(configured: str | None) -> Path:

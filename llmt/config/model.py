@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from llmt.config.base import Count, Flag, Number, Section
+from llmt.config.base import Count, Flag, Mapping, Number, Section
 
 
 class ModelConfig(Section):
@@ -45,6 +45,23 @@ class ModelConfig(Section):
 
     hidden_dropout: Number = Field(0.0, ge=0, lt=1)
     """Share of features dropped in training where a layer joins the residual stream."""
+
+    huggingface: Mapping = Field({})
+    """Another architecture of transformers, from scratch: `model_type` and other keys of its `config.json`, such as
+    `{model_type: gpt2, n_layer: 4}`. The settings above are not used then. Vocabulary and context follow the text."""
+
+    custom: Mapping = Field({})
+    """A registered model class of one's own: its `model_type`, and arguments of its constructor. The settings above
+    are not used then. `LLMT_PLUGINS` names the module that registers it."""
+
+    @model_validator(mode="after")
+    def _one_architecture(self) -> Self:
+        if self.huggingface and self.custom:
+            raise ValueError("huggingface and custom are two architectures: give one")
+        for name, values in (("huggingface", self.huggingface), ("custom", self.custom)):
+            if values and not isinstance(values.get("model_type"), str):
+                raise ValueError(f"{name} has no model_type, such as {{model_type: gpt2}}")
+        return self
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

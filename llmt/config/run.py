@@ -23,8 +23,8 @@ class TrainConfig(Section):
     """Directory of the run. None means `./runs/NAME`."""
 
     base: Text | None = None
-    """Directory of a model to go on from. None starts from random weights; with an adapter, None takes the
-    newest finished run under `./runs`."""
+    """Directory of a model to go on from, or `hf:NAME` to fetch one from the hub. None starts from random weights;
+    with an adapter, None takes the newest finished run under `./runs`."""
 
     device: Device = "auto"
     """Where to compute: `auto` takes CUDA, then MPS, then the CPU."""

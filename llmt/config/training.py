@@ -101,6 +101,9 @@ class TrainingConfig(Section):
     save_total_limit: Count = Field(2, ge=1)
     """Newest checkpoints that are kept; the best is kept besides."""
 
+    save_format: Literal["safetensors", "pytorch"] = "safetensors"
+    """Kind of the model's weight files; an adapter is always written as safetensors."""
+
 
 class LoraConfig(Section):
     """A low-rank adapter on a frozen base model (https://arxiv.org/abs/2106.09685)."""

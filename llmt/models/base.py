@@ -1,16 +1,22 @@
 """What the rest of llmt asks of a language model."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmt.checkpoints import layout
-from llmt.checkpoints.atomic import StagedDirectory, staged_directory
+from llmt.checkpoints.atomic import StagedDirectory, publish_into, staged_directory
+from llmt.checkpoints.files import storage_errors
+from llmt.checkpoints.metadata import Metadata, encode_metadata
 from llmt.checkpoints.saving import save_weights
 from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE
 from llmt.errors import UsageError
@@ -18,6 +24,26 @@ from llmt.models.cache import KeyValueCache
 from llmt.models.loss import TokenLoss, token_loss
 from llmt.models.resize import check_size, resize_vocabulary
 from llmt.units import parse_size
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a model directory says besides weights and shape, and keeps when it is saved again.
+
+    Attributes:
+        token_ids: `bos_token_id`, `eos_token_id` and `pad_token_id`.
+        generation: Its `generation_config.json`.
+    """
+
+    token_ids: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SavesItself(Protocol):
+    """A tokenizer of llmt or of transformers."""
+
+    def save_pretrained(self, directory: Any) -> Any:
+        """Write its files into a directory that exists."""
 
 
 def where_given(position_ids: Tensor | None) -> dict[str, Tensor]:
@@ -28,13 +54,31 @@ def where_given(position_ids: Tensor | None) -> dict[str, Tensor]:
 class BaseLanguageModel(nn.Module, ABC):
     """A causal language model.
 
+    A subclass is constructed with `vocab_size`, `context_length` and its own options by keyword, gives the latter to
+    `super().__init__`, and defines `hidden_states` and `output_weight`. Once it is registered
+    (`registry.register_model`), logits, loss, training, evaluation, generation, saving and loading follow.
+
+    Args:
+        options: What the constructor needs besides the sizes, to be written into `config.json`: plain JSON values.
+
     Attributes:
+        model_type: Its name in `config.json`; set when the class is registered.
         vocab_size: Number of tokens V that it knows.
         context_length: Longest sequence it was made for, in tokens.
+        options: See above.
+        metadata: What stood beside its weights when they were loaded; it is saved with them again.
+        extras: Special ids and `generation_config.json` of the directory it came from, likewise.
     """
 
+    model_type: ClassVar[str] = ""
     vocab_size: int
     context_length: int
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+        self.metadata = Metadata()
+        self.extras = Extras()
 
     @abstractmethod
     def hidden_states(
@@ -56,13 +100,21 @@ class BaseLanguageModel(nn.Module, ABC):
     def output_weight(self) -> Tensor:
         """The `(V, D)` matrix that turns hidden states into logits."""
 
-    @abstractmethod
     def new_cache(self, batch_size: int, length: int) -> KeyValueCache | None:
         """Room for `batch_size` sequences of `length` tokens; None where the model has no such cache."""
+        return None
 
-    @abstractmethod
     def model_config(self) -> dict[str, Any]:
-        """What goes into `config.json`, in the names of the transformers library."""
+        """What goes into `config.json`, in the names of the transformers library.
+
+        Raises:
+            UsageError: The class was not registered, so that nobody could open what is saved.
+        """
+        if not self.model_type:
+            name = type(self).__name__
+            raise UsageError(f"{name}: has no model_type", "put @register_model('my_model') above the class")
+        sizes = {"vocab_size": self.vocab_size, "max_position_embeddings": self.context_length}
+        return {"model_type": self.model_type, "architectures": [type(self).__name__], **sizes, **self.options}
 
     def forward(
         self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
@@ -128,27 +180,80 @@ class BaseLanguageModel(nn.Module, ABC):
         self.vocab_size = size
         return embedding
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        safe_serialization: bool | None = None,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = torch.float32,
+    ) -> Self:
+        """Open a model.
+
+        Args:
+            path: A model directory, or one weight file; its configuration stands beside it or in its metadata.
+            safe_serialization: True takes safetensors alone, False PyTorch files alone, None what is there. PyTorch
+                files are read without running anything in them.
+            device: Where the weights go.
+            dtype: What floating weights become; None keeps what the files have.
+
+        Raises:
+            ModelFileError: A file is missing, damaged or unsafe, several differ, the tensors are not those that the
+                configuration describes, or it is a model of another class.
+        """
+        # By name: that module knows every class, and so imports this one.
+        load = import_module("llmt.models.load")
+        model: Self = load.load_model(
+            path, device=device, dtype=dtype, safe_serialization=safe_serialization, wanted=cls
+        )
+        return model
+
     def save_pretrained(
         self,
         directory: str | Path,
+        safe_serialization: bool = True,
         max_shard_size: int | str = "5GB",
         *,
+        tokenizer: "SavesItself | None" = None,
         token_ids: Mapping[str, int | None] | None = None,
+        training: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write a model directory that `AutoModelForCausalLM` opens, whole or not at all.
+        """Write a model directory that `AutoModelForCausalLM` opens.
+
+        A new directory appears whole or not at all. Of a model that stands there, every weight file is replaced or
+        removed, and between the two there is no model rather than a mixed one. Other files stay.
 
         Args:
-            directory: Where; must not exist yet.
-            max_shard_size: Largest file, in bytes or as text.
-            token_ids: `bos_token_id`, `eos_token_id` and `pad_token_id` of the tokenizer.
+            directory: Where.
+            safe_serialization: Write safetensors; False writes files of PyTorch. Where the package safetensors cannot
+                be imported, so that nothing else here could open them, files of PyTorch are written with a warning.
+            max_shard_size: Largest file, in bytes or as text such as `"1.5GB"`; a larger tensor has a file of its own.
+            tokenizer: Is saved beside the weights and gives the special ids.
+            token_ids: `bos_token_id`, `eos_token_id` and `pad_token_id`, where there is no tokenizer.
+            training: Numbers of the run, to be kept with the weights; None keeps those that were loaded.
 
         Raises:
-            StorageError: The directory exists, or the disk refused.
+            ValueError: The size is none.
+            StorageError: The disk refused.
         """
-        path = Path(directory)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with staged_directory(path, extra={}) as staged:
-            self.write(staged, token_ids=token_ids, max_shard_size=parse_size(max_shard_size))
+        path, limit = Path(directory), parse_size(max_shard_size)
+        if tokenizer is not None:
+            ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+            token_ids = {**ids, **(token_ids or {})}
+        with storage_errors("creating a folder", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        publish = publish_into if path.is_dir() else staged_directory
+        with publish(path, extra={}) as staged:
+            if tokenizer is not None:
+                tokenizer.save_pretrained(staged.path)
+            self.write(
+                staged,
+                token_ids=token_ids,
+                save_format=choose_format(safe_serialization),
+                max_shard_size=limit,
+                training=training,
+            )
         return path
 
     def write(
@@ -157,7 +262,9 @@ class BaseLanguageModel(nn.Module, ABC):
         *,
         weights: Mapping[str, Tensor] | None = None,
         token_ids: Mapping[str, int | None] | None = None,
+        save_format: layout.Format = "safetensors",
         max_shard_size: int = DEFAULT_SHARD_SIZE,
+        training: Mapping[str, Any] | None = None,
     ) -> None:
         """Write `config.json`, `generation_config.json` and the weights into a directory being filled.
 
@@ -165,14 +272,39 @@ class BaseLanguageModel(nn.Module, ABC):
             staged: Where.
             weights: Tensors to write instead of the module's own, such as fp32 masters.
             token_ids: Special ids of the tokenizer; a name without an id is not written.
+            save_format: Kind of the weight files.
             max_shard_size: Largest file in bytes.
+            training: See `save_pretrained`.
 
         Raises:
             StorageError: The disk refused.
         """
         tensors = {**self.weights(), **(weights or {})}
-        ids = {name: value for name, value in (token_ids or {}).items() if value is not None}
-        dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        staged.write_json(layout.CONFIG_FILE, {**self.model_config(), **ids, "dtype": dtype})
-        staged.write_json(layout.GENERATION_CONFIG, {"do_sample": True, **ids})
-        save_weights(staged, tensors, max_shard_size=max_shard_size)
+        given = self.extras.token_ids if token_ids is None else token_ids
+        ids = {name: value for name, value in given.items() if value is not None}
+        dtype = next(
+            (str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()), "float32"
+        )
+        config = {**self.model_config(), **ids, "dtype": dtype}
+        staged.write_json(layout.CONFIG_FILE, config)
+        staged.write_json(layout.GENERATION_CONFIG, {"do_sample": True, **self.extras.generation, **ids})
+        metadata = replace(
+            self.metadata, config=config, training=self.metadata.training if training is None else training
+        )
+        save_weights(
+            staged, tensors, save_format=save_format, max_shard_size=max_shard_size, metadata=encode_metadata(metadata)
+        )
+
+
+def choose_format(safe_serialization: bool) -> layout.Format:
+    """The format of weight files; with a warning, PyTorch's where safetensors was asked for and cannot be imported."""
+    if not safe_serialization:
+        return "pytorch"
+    if find_spec("safetensors") is not None:
+        return "safetensors"
+    warnings.warn(
+        "the package safetensors cannot be imported: pytorch_model.bin is written instead "
+        "(python -m pip install safetensors)",
+        stacklevel=3,
+    )
+    return "pytorch"

@@ -1,64 +1,135 @@
 """Any causal model of the transformers library, as a `BaseLanguageModel`: the door of transformers."""
 
+import difflib
 import inspect
-import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
+from llmt.checkpoints.reading import shown
+from llmt.checkpoints.weights import WeightReader
 from llmt.errors import MissingPackageError, ModelFileError, UsageError
 from llmt.models.attention import document_visibility
 from llmt.models.base import BaseLanguageModel, where_given
 from llmt.models.cache import KeyValueCache
+from llmt.models.foreign import check_config
+from llmt.models.hub import find_model
 from llmt.models.loss import IGNORED, TokenLoss, logits_loss
-
-FORBIDDEN_KEYS = ("auto_map", "trust_remote_code", "custom_generate", "_attn_implementation_internal")
-"""Keys of a `config.json` that would make a loader run code from the model's own files."""
 
 MASK_WANTED = ("biogpt", "falcon", "opt", "xglm")
 """Architectures that take positions, make no mask from them, and see all that stands before: they are given a mask."""
 
+_GET_AGAIN = "download or convert it again"
+
 
 @final
 class HuggingFaceModelWrapper(BaseLanguageModel):
-    """A model of another architecture, loaded by `AutoModelForCausalLM` from a local directory.
+    """A model of another architecture.
+
+    `from_pretrained` opens one, from a directory or from the hub; `from_config` makes one with random weights.
 
     Args:
-        directory: Its files; safetensors only.
-        dtype: Number format of the weights.
-
-    Raises:
-        ModelFileError: The files are incomplete, or ask for code of their own.
-        MissingPackageError: transformers cannot be imported.
+        inner: A causal language model of transformers.
     """
 
-    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, inner: Any) -> None:
         super().__init__()
-        try:
-            from transformers import AutoModelForCausalLM
-        except ImportError as error:
-            raise MissingPackageError("transformers", str(error)) from None
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        asked = [key for key in FORBIDDEN_KEYS if key in config]
-        if asked:
-            raise ModelFileError(f"{directory / 'config.json'}: {asked[0]} would run foreign code", "use another model")
-        try:
-            self.inner, report = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelFileError(f"{directory}: {str(error).splitlines()[0]}", "check the model's files") from None
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ModelFileError(
-                f"{directory}: {len(missing)} tensors are missing, first {missing[0]}", "download again"
-            )
-        self.vocab_size = self.inner.config.vocab_size
+        self.inner = inner
+        self.vocab_size = inner.config.vocab_size
         # Older architectures call it otherwise: GPT-2 says n_positions.
-        name = self.inner.config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-        self.context_length = int(self.inner.config.to_dict().get(name) or 2048)
+        name = inner.config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+        self.context_length = int(inner.config.to_dict().get(name) or 2048)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        safe_serialization: bool | None = None,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = torch.float32,
+        local_files_only: bool = True,
+    ) -> Self:
+        """Open a model of any architecture, Llama too, as transformers computes it.
+
+        Args:
+            path: A model directory, a weight file, or the name of a model on the hub.
+            safe_serialization: True takes safetensors alone, False PyTorch files alone, None what is there.
+            device: Where the weights go.
+            dtype: What floating weights become; None keeps what the files have.
+            local_files_only: Do not ask the hub; its cache on this machine is looked at all the same.
+
+        Raises:
+            ModelFileError: A file is missing, damaged or unsafe, or its tensors are not those of its configuration.
+            HubError: The hub does not have it, or cannot be reached.
+        """
+        found = find_model(path, local_files_only=local_files_only)
+        return super().from_pretrained(found, safe_serialization, device=device, dtype=dtype)
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any], seed: int = 42) -> Self:
+        """A model with random weights, drawn as its architecture draws them.
+
+        Args:
+            values: Keys of a `config.json`: `model_type`, and what differs from that architecture's defaults.
+            seed: Start of the random numbers.
+
+        Raises:
+            ModelFileError: There is no such architecture, or a value has no meaning for it.
+            MissingPackageError: transformers cannot be imported.
+        """
+        name = "model.huggingface"
+        check_config(values, name)
+        config = parse_config(values, name)
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(seed)
+        try:
+            with _quiet():
+                return cls(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+            raise ModelFileError(f"{name}: {str(error).splitlines()[0]}", "check its values") from None
+
+    @classmethod
+    def from_weights(
+        cls, values: Mapping[str, Any], reader: WeightReader, dtype: torch.dtype | None, name: str
+    ) -> Self:
+        """A model from its configuration and open weight files, whose tensors become its parameters.
+
+        Args:
+            values: The parsed `config.json`, after `check_config`.
+            reader: The weight files.
+            dtype: What floating weights become; None keeps what the files have.
+            name: How errors call the configuration.
+
+        Raises:
+            ModelFileError: A file is damaged, there is no such architecture, or the tensors are not its own.
+        """
+        config = parse_config(values, name)
+        from transformers import AutoModelForCausalLM
+
+        try:
+            with _quiet():
+                with torch.device("meta"):
+                    model_class = type(AutoModelForCausalLM.from_config(config))
+                tensors = dict(reader.tensors(dtype, mapped=True))
+                # Given tensors, it opens no file; it only matches names, old spellings among them.
+                inner, report = model_class.from_pretrained(
+                    None,
+                    config=config,
+                    state_dict=tensors,
+                    dtype=dtype or "auto",
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                )
+        except (OSError, ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+            raise ModelFileError(f"{name}: {str(error).splitlines()[0]}", "check the model's files") from None
+        _check_report(report, str(reader.files.directory))
+        return cls(inner)
 
     def hidden_states(
         self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
@@ -92,9 +163,6 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         logits = self(input_ids, position_ids=position_ids)
         return TokenLoss(logits_loss(logits.flatten(0, 1), labels.flatten()), int((labels != IGNORED).sum()))
 
-    def new_cache(self, batch_size: int, length: int) -> None:
-        """None: these models are read anew for every token."""
-
     def model_config(self) -> dict[str, Any]:
         """The `config.json` it came with."""
         values: dict[str, Any] = self.inner.config.to_dict()
@@ -123,3 +191,63 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
             added = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
             arguments["attention_mask"] = added.masked_fill(~visible, torch.finfo(dtype).min)
         return module(input_ids=input_ids, use_cache=False, **arguments)
+
+
+def parse_config(values: Mapping[str, Any], name: str) -> Any:
+    """The configuration object of transformers that the values describe.
+
+    Args:
+        values: Keys of a `config.json`, after `check_config`.
+        name: How errors call them.
+
+    Raises:
+        ModelFileError: There is no such architecture, or a value has no meaning for it.
+        MissingPackageError: transformers cannot be imported.
+    """
+    try:
+        from transformers import CONFIG_MAPPING
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    except ImportError as error:
+        raise MissingPackageError("transformers", str(error)) from None
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in CAUSAL:
+        close = difflib.get_close_matches(str(kind), CAUSAL)
+        meant = f", did you mean {close[0]}?" if close else ""
+        raise ModelFileError(
+            f"{name}: model_type {shown(kind)} is no causal language model of transformers{meant}",
+            "name one, such as gpt2, llama or qwen2, or register a class of your own",
+        )
+    plain = {key: value for key, value in values.items() if "_implementation" not in key}
+    try:
+        return CONFIG_MAPPING[kind].from_dict(plain)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ModelFileError(f"{name}: {str(error).splitlines()[0]}", "check its values") from None
+
+
+def _check_report(report: Mapping[str, Any], directory: str) -> None:
+    """No tensor is missing, left over or of another shape: transformers would draw it at random, or drop it."""
+    for key, what in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "holds"),
+        ("mismatched_keys", "has another shape of"),
+    ):
+        names = sorted(str(item[0]) if isinstance(item, tuple) else str(item) for item in report[key])
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise ModelFileError(f"{directory}: {what} {names[0]}{more}, unlike its configuration", _GET_AGAIN)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no tables of transformers: llmt says itself what is wrong."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,85 +1,180 @@
-"""model directory <-> model on a device."""
+"""model directory -> model on a device."""
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmt.checkpoints import layout
-from llmt.checkpoints.weights import load_weights
-from llmt.errors import MismatchError, ModelFileError
-from llmt.models.base import BaseLanguageModel
+from llmt.checkpoints.manifest import hash_file, read_manifest
+from llmt.checkpoints.metadata import decode_metadata
+from llmt.checkpoints.reading import read_json
+from llmt.checkpoints.weights import Described, WeightReader, open_weights
+from llmt.errors import ModelFileError
+from llmt.models.base import BaseLanguageModel, Extras
+from llmt.models.foreign import check_config
 from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.llama import is_llama, parse_llama_config
+from llmt.models.registry import find_model_class
 from llmt.models.transformer import TransformerLM
 
 TIED_HEAD = "lm_head.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
+_ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Lengths of one kind of use: they would override what other programs ask for.
+_NOT_KEPT = ("max_new_tokens", "max_length", "_from_model_config", "transformers_version")
+_GET_AGAIN = "download or convert it again"
 
 
-def load_model(directory: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BaseLanguageModel:
-    """Open a model directory: Llama-shaped ones as `TransformerLM`, any other through transformers.
+def load_model(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    safe_serialization: bool | None = None,
+    wanted: type[BaseLanguageModel] = BaseLanguageModel,
+) -> BaseLanguageModel:
+    """Open a model: Llama-shaped as `TransformerLM`, registered ones as their class, any other through transformers.
+
+    Weights of a directory with a manifest are compared with it; others are mapped, where nothing has to be converted.
 
     Args:
-        directory: Holds `config.json` and safetensors.
+        path: A model directory, or one weight file; its configuration stands beside it or in its metadata.
         device: Where the weights go.
-        dtype: Number format of the weights.
+        dtype: What floating weights become; None keeps what the files have.
+        safe_serialization: True takes safetensors alone, False PyTorch files alone, None what is there.
+        wanted: The class to make; `HuggingFaceModelWrapper` takes Llama-shaped models too.
 
     Raises:
-        ModelFileError: A file is missing, damaged or unsafe.
-        MismatchError: The tensors are not those that the configuration describes.
+        ModelFileError: A file is missing, damaged or unsafe, two sets of weights differ, the tensors are not those
+            that the configuration describes, or it is a model of another class than the one wanted.
     """
-    directory = Path(directory)
-    values = read_config(directory)
-    if not is_llama(values):
-        return HuggingFaceModelWrapper(directory, dtype).to(device)
-    config, vocab_size, context = parse_llama_config(values, str(directory / layout.CONFIG_FILE))
-    with torch.device("meta"):
-        model = TransformerLM(config, vocab_size, context)
-    weights = load_weights(directory)
-    if config.tie_word_embeddings and EMBEDDINGS in weights:
-        weights.pop(TIED_HEAD, None)
-    _check_names(model.state_dict(), weights, directory)
-    converted = {name: tensor.to(device=device, dtype=dtype) for name, tensor in weights.items()}
-    model.load_state_dict(converted, assign=True)
-    return model.requires_grad_(True)
+    path = Path(path)
+    values = read_config(path) if path.is_dir() else None
+    kind: layout.Format | None = {None: None, True: "safetensors", False: "pytorch"}[safe_serialization]
+    with open_weights(path, kind) as reader:
+        metadata = decode_metadata(reader.metadata)
+        if values is None:
+            values = _config_of_file(reader, metadata.config)
+        name = str(reader.files.directory / layout.CONFIG_FILE)
+        check_config(values, name)
+        cls = _class_of(values, wanted, name)
+        if cls is TransformerLM:
+            with torch.device("meta"):
+                empty = TransformerLM(*parse_llama_config(values, name))
+            model: BaseLanguageModel = _fill(empty, reader, dtype, device)
+        elif cls is HuggingFaceModelWrapper:
+            model = HuggingFaceModelWrapper.from_weights(values, reader, dtype, name).to(device)
+        else:
+            model = _fill(_construct(cls, values, name), reader, dtype, device)
+        model.metadata = replace(metadata, config=values)
+        model.extras = _extras(reader.files.directory, values)
+    return model
+
+
+def _class_of(values: Mapping[str, Any], wanted: type[BaseLanguageModel], name: str) -> type[BaseLanguageModel]:
+    """The class that opens a configuration: a registered one, llmt's own, or the one that takes any."""
+    found = find_model_class(str(values.get("model_type")))
+    if found is None:
+        found = TransformerLM if is_llama(values) else HuggingFaceModelWrapper
+    if issubclass(found, wanted):
+        return found
+    if wanted is HuggingFaceModelWrapper and found is TransformerLM:
+        return wanted
+    raise ModelFileError(
+        f"{name}: describes a {values.get('model_type')}, which is a {found.__name__} and not a {wanted.__name__}",
+        "load_model opens any",
+    )
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The parsed `config.json` of a model directory.
+    """The parsed `config.json` of a model directory, compared with its manifest where one lists it.
 
     Raises:
-        ModelFileError: There is none, or it is no JSON mapping.
+        ModelFileError: There is none, it is no JSON mapping, or it is not the one that was written.
     """
-    path = directory / layout.CONFIG_FILE
+    if not (directory / layout.CONFIG_FILE).exists():
+        raise ModelFileError(f"{directory}: has no {layout.CONFIG_FILE}", "name a model directory")
+    manifest = read_manifest(directory)
+    record = None if manifest is None else manifest.files.get(layout.CONFIG_FILE)
+    if record is not None and hash_file(directory, layout.CONFIG_FILE) != record:
+        raise ModelFileError(f"{directory / layout.CONFIG_FILE}: is not the one that was written", _GET_AGAIN)
+    return read_json(directory, layout.CONFIG_FILE)
+
+
+def _config_of_file(reader: WeightReader, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a single weight file: beside it, or in it."""
+    directory = reader.files.directory
+    if (directory / layout.CONFIG_FILE).exists():
+        return read_config(directory)
+    if kept:
+        return dict(kept)
+    raise ModelFileError(
+        f"{reader.files.paths[0]}: has no {layout.CONFIG_FILE} beside it, and none in its metadata",
+        "put the model's config.json beside it",
+    )
+
+
+def _extras(directory: Path, values: Mapping[str, Any]) -> Extras:
+    generation = {}
+    if (directory / layout.GENERATION_CONFIG).is_file():
+        found = read_json(directory, layout.GENERATION_CONFIG)
+        generation = {key: value for key, value in found.items() if key not in _NOT_KEPT}
+    return Extras({role: values[role] for role in _ROLES if role in values}, generation)
+
+
+def _construct(cls: type[BaseLanguageModel], values: Mapping[str, Any], name: str) -> BaseLanguageModel:
+    """A registered class from its own configuration."""
+    ours = ("model_type", "architectures", "dtype", "vocab_size", "max_position_embeddings", *_ROLES)
+    options = {key: value for key, value in values.items() if key not in ours}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelFileError(f"{directory}: has no {layout.CONFIG_FILE}", "name a model directory") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise ModelFileError(f"{path}: {error}", "download the model again") from None
-    if not isinstance(values, dict):
-        raise ModelFileError(f"{path}: is not a mapping", "download the model again")
-    return values
+        return cls(vocab_size=values["vocab_size"], context_length=values["max_position_embeddings"], **options)
+    except KeyError as error:
+        raise ModelFileError(f"{name}: {error.args[0]} is missing", _GET_AGAIN) from None
+    except TypeError as error:
+        raise ModelFileError(f"{name}: {cls.__name__} cannot be made of it: {error}", _GET_AGAIN) from None
 
 
-def _check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], directory: Path) -> None:
+def _fill(model: BaseLanguageModel, reader: WeightReader, dtype: torch.dtype | None, device: str) -> BaseLanguageModel:
+    """Put weights straight into the places of a model; no second copy of them is made."""
+    expected = {name: Described(tensor.dtype, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+    renamed = _tied_names(expected, reader.described)
+    found = {renamed.get(name, name): described for name, described in reader.described.items()}
+    found.pop("", None)
+    _check_names(expected, found, reader.files.directory)
+    state = {
+        renamed.get(name, name): tensor.to(device)
+        for name, tensor in reader.tensors(dtype, mapped=True)
+        if renamed.get(name, name)
+    }
+    model.load_state_dict(state, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model.to(device)
+
+
+def _tied_names(expected: Mapping[str, Described], found: Mapping[str, Described]) -> dict[str, str]:
+    """Other names for what a file holds, where input and output share one matrix; an empty one leaves it out.
+
+    Some writers keep the head and drop the embeddings, some keep both.
+    """
+    if TIED_HEAD in expected or EMBEDDINGS not in expected or TIED_HEAD not in found:
+        return {}
+    return {TIED_HEAD: "" if EMBEDDINGS in found else EMBEDDINGS}
+
+
+def _check_names(expected: Mapping[str, Described], found: Mapping[str, Described], directory: Path) -> None:
     """Every expected tensor is there in its shape, and no other."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the configuration does not describe"
         more = len(missing) + len(extra) - 1
-        raise MismatchError(
-            f"{directory}: {what}" + (f" (and {more} more names differ)" if more else ""),
-            "download or convert it again",
-        )
-    for name, tensor in expected.items():
-        if tensor.shape != found[name].shape:
-            raise MismatchError(
-                f"{directory}: {name} has shape {tuple(found[name].shape)}, "
-                f"the configuration says {tuple(tensor.shape)}",
-                "download or convert it again",
+        raise ModelFileError(f"{directory}: {what}" + (f" (and {more} more names differ)" if more else ""), _GET_AGAIN)
+    for name, described in expected.items():
+        if described.shape != found[name].shape:
+            raise ModelFileError(
+                f"{directory}: {name} has shape {found[name].shape}, the configuration says {described.shape}",
+                _GET_AGAIN,
             )

@@ -9,6 +9,7 @@ from llmt.config.layers import Given, setting_of
 from llmt.config.load import parse_sets
 from llmt.config.run import TrainConfig
 from llmt.errors import BusyOutputError, MissingPackageError, UsageError
+from llmt.models.hub import local_path
 
 
 def choose_base(asked: TrainConfig, named: str | None) -> Path | None:
@@ -25,24 +26,35 @@ def choose_base(asked: TrainConfig, named: str | None) -> Path | None:
     if asked.lora.enabled and find_spec("peft") is None:
         raise MissingPackageError("peft", "it is not installed")
     if asked.base is not None:
-        return resolve_model_directory(Path(asked.base).expanduser())
+        if asked.model.huggingface or asked.model.custom:
+            raise UsageError("base: it brings its own architecture", "leave model.huggingface and model.custom out")
+        return resolve_model_directory(local_path(asked.base))
     if asked.lora.enabled and named is not None and read_finished(Path(named)) is not None:
         return Path(named)
     newest = newest_finished() if asked.lora.enabled else None
     return newest.path if newest is not None else None
 
 
-def refuse_unread(given: list[Given], sets: Sequence[str]) -> None:
-    """With a base, its own shape and tokenizer are used: a flag that says otherwise would not be read.
+def refuse_unread(asked: TrainConfig, base: Path | None, given: list[Given], sets: Sequence[str]) -> None:
+    """Where a base or another architecture brings its own shape, a flag that gives one would not be read.
+
+    Args:
+        asked: The run as asked.
+        base: The model to go on from.
+        given: The flags that were typed.
+        sets: The texts of `--set`.
 
     Raises:
-        UsageError: There is one.
+        UsageError: There is such a flag.
     """
-    typed = [*given, *parse_sets(sets, [])]
-    for value in typed:
+    other = ("model.huggingface", "model.custom")
+    for value in [*given, *parse_sets(sets, [])]:
         path = setting_of(value.key)
-        if path.startswith("tokenizer.") or (path.startswith("model.") and not path.endswith("dropout")):
+        shape = path.startswith("model.") and path not in other
+        if base is not None and (path.startswith("tokenizer.") or (shape and not path.endswith("dropout"))):
             raise UsageError(f"{value.place}: the base brings its own {path.partition('.')[0]}", "leave it out")
+        if shape and (asked.model.huggingface or asked.model.custom):
+            raise UsageError(f"{value.place}: another architecture has its own settings", "write it among those")
 
 
 def with_base(asked: TrainConfig, base: Path | None) -> TrainConfig:

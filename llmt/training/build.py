@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from llmt.checkpoints.files import require_free_space
-from llmt.checkpoints.header import read_header
 from llmt.checkpoints.store import Checkpoint, CheckpointStore
+from llmt.checkpoints.weights import open_weights
 from llmt.config.load import cache_directory
 from llmt.config.model import ModelConfig
 from llmt.config.names import BUILTIN, BUILTIN_INSTRUCTIONS
@@ -20,6 +20,7 @@ from llmt.data.ready import ReadyData
 from llmt.errors import DeviceError, MismatchError, ModelFileError
 from llmt.models.apart import keeps_documents_apart
 from llmt.models.base import BaseLanguageModel
+from llmt.models.fresh import measured_shape, new_model
 from llmt.models.llama import context_of, foreign_shape, is_llama, parse_llama_config
 from llmt.models.load import load_model, read_config
 from llmt.models.lora import LoraModel, add_lora
@@ -29,7 +30,7 @@ from llmt.system.machine import inspect_machine, measure_speed, try_compile
 from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, plan_run
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.directory import clear_directory
-from llmt.training.keeper import RunKeeper, read_checkpoint, read_state
+from llmt.training.keeper import RunKeeper, read_checkpoint, read_state, token_ids
 from llmt.training.optim import Optimizer
 from llmt.training.resume import check_same_run, pin_plan, weights_fingerprint
 from llmt.training.schedule import Schedule, warmup_steps
@@ -181,13 +182,14 @@ def _with_working_compiler(plan: RunPlan, config: TrainConfig) -> RunPlan:
 
 
 def within_context(config: TrainConfig, base: Path | None) -> tuple[TrainConfig, tuple[PlanLine, ...]]:
-    """The configuration with blocks no longer than the base's context, and the line of the plan that says so."""
-    context = None if base is None else context_of(read_config(base))
+    """The configuration with blocks no longer than the model's context, and the line of the plan that says so."""
+    values = config.model.huggingface if base is None else read_config(base)
+    context = context_of(values)
     asked = config.data.block_size
     if context is None or asked <= context:
         return config, ()
     data = config.data.model_copy(update={"block_size": context})
-    line = PlanLine("block_size", context, f"the context of the base, {asked} was asked")
+    line = PlanLine("block_size", context, f"the context of the model, {asked} was asked")
     return config.model_copy(update={"data": data}), (line,)
 
 
@@ -207,10 +209,13 @@ def _workload(config: TrainConfig, corpus: Corpus, base: Path | None) -> Workloa
             model, vocab_size, _ = parse_llama_config(values, str(base))
         else:
             model, vocab_size = foreign_shape(values), int(values.get("vocab_size", vocab_size))
-            counted = sum(
-                math.prod(t.shape) for path in base.glob("*.safetensors") for t in read_header(path).tensors.values()
-            )
+            with open_weights(base) as reader:
+                counted = sum(math.prod(tensor.shape) for tensor in reader.described.values())
         check_fits(corpus.tokenizer, vocab_size, str(base))
+    elif model.huggingface or model.custom:
+        values, counted = measured_shape(model, vocab_size, config.data.block_size)
+        model, vocab_size = foreign_shape(values), int(values["vocab_size"])
+        check_fits(corpus.tokenizer, vocab_size, "model.huggingface")
     trainable = _adapter_share(config, model, vocab_size) if config.lora.enabled else 1.0
     batch, length = config.training.per_device_train_batch_size, config.data.block_size
     return Workload(model, vocab_size, batch, length, trainable, counted)
@@ -232,13 +237,13 @@ def _model(
         if isinstance(model, TransformerLM):
             model.set_dropout(config.model.attention_dropout, config.model.hidden_dropout)
     else:
-        fresh = TransformerLM(config.model, corpus.tokenizer.vocab_size, config.data.block_size)
-        fresh.initialize(config.seed)
+        ids = token_ids(corpus.tokenizer)
+        fresh = new_model(config.model, corpus.tokenizer.vocab_size, config.data.block_size, config.seed, ids)
         model = fresh.to(plan.device)
     if isinstance(model, TransformerLM):
         model.gradient_checkpointing = config.training.gradient_checkpointing
     elif config.training.gradient_checkpointing:
-        raise MismatchError(f"{base}: gradient checkpointing is offered for Llama-shaped models only", "leave it out")
+        raise MismatchError("gradient checkpointing is offered for Llama-shaped models only", "leave it out")
     if config.lora.enabled:
         torch.manual_seed(config.seed)
         return add_lora(model.to(dtype), config.lora), {}

@@ -86,7 +86,7 @@ class RunKeeper:
         """
 
         def fill(staged: StagedDirectory) -> None:
-            self._write_model(staged, optimizer.masters())
+            self._write_model(staged, optimizer.masters(), state)
             save_tensors(staged, layout.OPTIMIZER, optimizer.state())
             staged.write_json(layout.STATE, state.values())
 
@@ -96,14 +96,22 @@ class RunKeeper:
         self.store.retain(limit + older, keep=() if best is None else (best,))
         return path
 
-    def _write_model(self, staged: StagedDirectory, masters: dict[str, Tensor]) -> None:
+    def _write_model(self, staged: StagedDirectory, masters: dict[str, Tensor], state: RunState) -> None:
         self._tokenizer.save_pretrained(staged.path)
         if isinstance(self._model, LoraModel):
             assert self._base is not None
             write_adapter(staged, self._model, self._base)
             return
         weights = {self._model.saved_name(name): master for name, master in masters.items()}
-        self._model.write(staged, weights=weights, token_ids=token_ids(self._tokenizer))
+        # What depends on the clock stays out: the same run writes the same bytes.
+        training = {"step": state.step, "tokens": state.tokens, "best_step": state.best_step}
+        self._model.write(
+            staged,
+            weights=weights,
+            token_ids=token_ids(self._tokenizer),
+            save_format=self._config.training.save_format,
+            training=training,
+        )
 
     def log(self, report: StepReport) -> None:
         """Add a line to `metrics.jsonl`."""
@@ -126,7 +134,7 @@ class RunKeeper:
         with publish_into(self.directory, extra={"step": step}) as staged:
             for path in sorted(source.iterdir()):
                 if path.name not in skipped:
-                    staged.write_file(path.name, path.read_bytes())
+                    staged.copy_file(source, path.name)
             staged.write_json(layout.RESULT, {**finished_record(name=name, kind=kind, step=step), **summary})
             staged.write_file(layout.MODEL_CARD, model_card(name, kind, self._config, summary).encode())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmt.checkpoints import layout
+from llmt.checkpoints.detect import find_weights
 from llmt.checkpoints.files import storage_errors
 from llmt.checkpoints.reading import read_json
 from llmt.config.fields import walk_fields
@@ -21,7 +22,7 @@ MAY_DIFFER = {
     "data.cache_dir", "data.num_proc", "data.num_workers", "data.pin_memory",
     "data.max_dropped", "data.max_truncated", "data.max_duplicates", "data.max_unknown", "data.max_overlap",
     "training.max_steps", "training.num_train_epochs", "training.max_tokens", "training.max_time",
-    "training.eval_steps", "training.save_steps", "training.save_total_limit",
+    "training.eval_steps", "training.save_steps", "training.save_total_limit", "training.save_format",
     "training.compile", "training.distributed_backend",
     "logging.steps", "logging.sample_prompt", "logging.sample_tokens",
 }  # fmt: skip
@@ -71,13 +72,14 @@ def check_same_run(state: RunState, fingerprint: dict[str, Any]) -> list[str]:
 
 
 def weights_fingerprint(directory: Path) -> str:
-    """SHA-256 over the safetensors files of a model directory.
+    """SHA-256 over the weight files of a model directory.
 
     Raises:
+        ModelFileError: It has none.
         StorageError: A file cannot be read.
     """
     total = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in find_weights(directory).paths:
         with storage_errors("reading the base model", path), path.open("rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()

@@ -41,8 +41,8 @@ def test_public_names_load() -> None:
         "__author__", "__email__", "__version__", "BPETokenizer", "BaseLanguageModel", "BaseTokenizer",
         "ByteTokenizer", "EvalReport", "HFTokenizerWrapper", "HuggingFaceModelWrapper", "LlmtError", "ModelConfig",
         "Sampling", "StepReport", "Tokenizer", "TrainConfig", "Trainer", "TransformerLM", "UnigramTokenizer",
-        "WordPieceTokenizer", "evaluate", "get_memory_usage", "load_model", "load_tokenizer", "stream_text",
-        "train_tokenizer",
+        "WordPieceTokenizer", "evaluate", "get_memory_usage", "load_model", "load_tokenizer", "register_model",
+        "stream_text", "train_tokenizer",
     ]  # fmt: skip
     for name in llmt.__all__:
         assert getattr(llmt, name)

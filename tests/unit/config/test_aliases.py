@@ -25,6 +25,8 @@ CONVERTED: dict[str, dict[str, Any]] = {
     "compile_model": {"true": "always", "false": "never"},
     "force_cpu": {"true": "cpu", "false": "auto"},
     "use_cpu": {"true": "cpu", "false": "auto"},
+    "save_safetensors": {"true": "safetensors", "false": "pytorch"},
+    "safe_serialization": {"true": "safetensors", "false": "pytorch"},
     "peft_type": {"LORA": "lora", "lora": "lora", "DORA": "dora"},
     "logging_steps": {"7": 7},
     "log_interval": {"7": 7},

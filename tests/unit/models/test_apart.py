@@ -54,7 +54,7 @@ def _foreign(folder: Path, kind: str, *, wide: bool, **changes: Any) -> HuggingF
     for parameter in model.parameters() if wide else ():
         torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
-    return HuggingFaceModelWrapper(folder).eval()
+    return HuggingFaceModelWrapper.from_pretrained(folder).eval()
 
 
 @pytest.mark.parametrize("heads", [4, 2, 1])
@@ -182,7 +182,7 @@ def test_llama_reads_a_packed_row_the_same(make: Make, packed: tuple[Tensor, Ten
     model = make(num_key_value_heads=2)
     model.save_pretrained(tmp_path / "m")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
-    wrapped = HuggingFaceModelWrapper(tmp_path / "m").eval()
+    wrapped = HuggingFaceModelWrapper.from_pretrained(tmp_path / "m").eval()
     ids, positions = packed
     with torch.no_grad():
         ours, labels = model(ids, position_ids=positions), ids.roll(-1, 1)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llmt.checkpoints.saving import save_weights
 from llmt.checkpoints.weights import load_weights
-from llmt.errors import MismatchError, ModelFileError
+from llmt.errors import ModelFileError
 from llmt.models.load import load_model
 from llmt.models.transformer import TransformerLM
 
@@ -148,10 +148,10 @@ def _broken(make: Make, directory: Path, change: Callable[[dict[str, Tensor]], N
     (lambda w: w.update({"model.norm.weight": torch.ones(31)}), r"model\.norm\.weight has shape \(31,\)"),
 ])  # fmt: skip
 def test_tensors_that_do_not_fit(make: Make, tmp_path: Path, change: Any, named: str) -> None:
-    """A missing, a foreign and a misshapen tensor are each refused by name with exit code 5."""
-    with pytest.raises(MismatchError, match=named) as caught:
+    """A missing, a foreign and a misshapen tensor are each refused by name with exit code 4."""
+    with pytest.raises(ModelFileError, match=named) as caught:
         load_model(_broken(make, tmp_path, change))
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "llama"}', None])
@@ -174,6 +174,7 @@ def test_code_of_their_own_is_refused(make: Make, gpt2: Path, tmp_path: Path, ki
     values = json.loads((directory / "config.json").read_text())
     values["auto_map"] = {"AutoModelForCausalLM": "evil.Model"}
     (directory / "config.json").write_text(json.dumps(values))
+    (directory / "MANIFEST.json").unlink(missing_ok=True)
     (directory / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(ModelFileError, match="auto_map"):
         load_model(directory)

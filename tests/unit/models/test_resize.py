@@ -95,7 +95,7 @@ def test_fewer_tokens_only_when_asked(make: Make, ids: torch.Tensor) -> None:
 
 def test_models_of_transformers(gpt2: Path, ids: torch.Tensor) -> None:
     """Another architecture is resized by transformers, with the mean in its new rows, and its config follows."""
-    model = HuggingFaceModelWrapper(gpt2)
+    model = HuggingFaceModelWrapper.from_pretrained(gpt2)
     before = model(ids)
     embedding = model.resize_token_embeddings(105)
     after = model(ids)

@@ -1,0 +1,31 @@
+"""A `config.json` of any architecture -> is it safe to hand on?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmt.checkpoints.reading import shown
+from llmt.errors import ModelFileError
+
+_CODE = ("auto_map", "custom_generate", "custom_pipelines", "_attn_implementation_internal")
+_HARMLESS = (None, False, True, "eager", "sdpa")
+
+
+def check_config(values: Mapping[str, Any], name: str) -> None:
+    """Refuse a configuration that would make a loader run or fetch code, at any depth, or that has quantised weights.
+
+    Args:
+        values: The parsed file.
+        name: How errors call it.
+
+    Raises:
+        ModelFileError: It would.
+    """
+    for key, value in values.items():
+        if key in _CODE or (key == "trust_remote_code" and value):
+            raise ModelFileError(f"{name}: {key} would run foreign code", "use another model")
+        if "_implementation" in key and not (value is None or value in _HARMLESS):
+            raise ModelFileError(f"{name}: {key} {shown(value)} would fetch code", f"remove {key}")
+        if key in ("quantization_config", "compression_config") and value:
+            raise ModelFileError(f"{name}: its weights are quantised, and llmt reads plain ones", "use the plain model")
+        if isinstance(value, dict):
+            check_config(value, name)
