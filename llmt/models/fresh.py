@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from llmt.config.model import ModelConfig
-from llmt.errors import UsageError
+from llmt.errors import ConfigError, ModelFileError, UsageError
 from llmt.models.base import BaseLanguageModel, Extras
 from llmt.models.foreign import check_config
 from llmt.models.huggingface import HuggingFaceModelWrapper, parse_config
@@ -28,14 +28,16 @@ def new_model(
 
     Raises:
         UsageError: No class is registered under the name.
-        ModelFileError: transformers has no such architecture, or a value has no meaning for it.
+        ConfigError: transformers has no such architecture, or a value has no meaning for it.
     """
     if config.custom:
         return _registered(config.custom, vocab_size, context_length, seed)
     if config.huggingface:
-        model = HuggingFaceModelWrapper.from_config(
-            complete_config(config.huggingface, vocab_size, context_length, token_ids), seed
-        )
+        try:
+            values = complete_config(config.huggingface, vocab_size, context_length, token_ids)
+            model = HuggingFaceModelWrapper.from_config(values, seed)
+        except ModelFileError as error:
+            raise ConfigError([error.message], error.hint) from None
         model.extras = Extras(token_ids)
         return model
     fresh = TransformerLM(config, vocab_size, context_length)
@@ -67,7 +69,7 @@ def measured_shape(config: ModelConfig, vocab_size: int, context_length: int) ->
 
     Raises:
         UsageError: No class is registered under the name.
-        ModelFileError: transformers has no such architecture, or a value has no meaning for it.
+        ConfigError: transformers has no such architecture, or a value has no meaning for it.
     """
     nothing = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     with torch.device("meta"):

@@ -205,6 +205,7 @@ def parse_config(values: Mapping[str, Any], name: str) -> Any:
         MissingPackageError: transformers cannot be imported.
     """
     try:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
     except ImportError as error:
@@ -220,8 +221,8 @@ def parse_config(values: Mapping[str, Any], name: str) -> Any:
     plain = {key: value for key, value in values.items() if "_implementation" not in key}
     try:
         return CONFIG_MAPPING[kind].from_dict(plain)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ModelFileError(f"{name}: {str(error).splitlines()[0]}", "check its values") from None
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
+        raise ModelFileError(f"{name}: {' '.join(str(error).split())}", "check its values") from None
 
 
 def _check_report(report: Mapping[str, Any], directory: str) -> None:

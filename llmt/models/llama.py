@@ -41,8 +41,10 @@ def llama_config(config: ModelConfig, vocab_size: int, context_length: int) -> d
 def is_llama(values: Mapping[str, Any]) -> bool:
     """Whether `TransformerLM` computes what this `config.json` describes."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    heads = values.get("num_attention_heads", 1)
-    head_dim = values.get("head_dim") or values.get("hidden_size", 0) // heads
+    heads, width = values.get("num_attention_heads", 1), values.get("hidden_size", 0)
+    if type(heads) is not int or heads < 1 or type(width) is not int or not isinstance(rope, dict):
+        return False
+    head_dim = values.get("head_dim") or width // heads
     return (
         values.get("model_type") in LLAMA_TYPES
         and "auto_map" not in values
@@ -51,7 +53,7 @@ def is_llama(values: Mapping[str, Any]) -> bool:
         and not values.get("mlp_bias")
         and not values.get("sliding_window")
         and rope.get("rope_type", rope.get("type", "default")) == "default"
-        and head_dim * heads == values.get("hidden_size")
+        and head_dim * heads == width
     )
 
 

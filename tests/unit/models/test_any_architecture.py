@@ -1,0 +1,185 @@
+"""Other architectures: from a bare configuration, from weights, from the hub's cache, and registered classes."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from llmt import BaseLanguageModel, HuggingFaceModelWrapper, load_model, register_model
+from llmt.config.model import ModelConfig
+from llmt.errors import ConfigError, HubError, ModelFileError, UsageError
+from llmt.models.fresh import measured_shape, new_model
+
+IDS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1}
+SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+KINDS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+    "llama": SHAPE,
+    "mistral": {**SHAPE, "num_key_value_heads": 1},
+    "qwen2": {**SHAPE, "num_key_value_heads": 1},
+    "qwen3": {**SHAPE, "num_key_value_heads": 1, "head_dim": 8},
+    "gemma": {**SHAPE, "num_key_value_heads": 1, "head_dim": 8},
+    "phi": SHAPE,
+    "gpt_neox": SHAPE,
+    "opt": {
+        "hidden_size": 16,
+        "ffn_dim": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "word_embed_proj_dim": 16,
+    },
+    "falcon": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "mixtral": {**SHAPE, "num_key_value_heads": 1, "num_local_experts": 2},
+}
+
+
+def fresh(kind: str, seed: int = 3, **more: Any) -> HuggingFaceModelWrapper:
+    config = ModelConfig(huggingface={"model_type": kind, **KINDS[kind], **more})
+    model = new_model(config, 61, 32, seed, IDS)
+    assert isinstance(model, HuggingFaceModelWrapper)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_architecture_from_its_bare_configuration(tmp_path: Path, kind: str) -> None:
+    """Its sizes are those of the text, its weights follow the seed; it learns, and opens here and in transformers."""
+    model, ids = fresh(kind), torch.arange(48).reshape(3, 16)
+    assert (model.vocab_size, model.context_length) == (61, 32)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh(kind).parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), fresh(kind, 4).parameters(), strict=True))
+    values, parameters = measured_shape(ModelConfig(huggingface={"model_type": kind, **KINDS[kind]}), 61, 32)
+    assert (values["model_type"], parameters) == (kind, model.num_parameters())
+    assert values.get("eos_token_id") is None
+    before = float(model.loss(ids[:, :-1], ids[:, 1:]).nats.detach())
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model.loss(ids[:, :-1], ids[:, 1:]).nats / 45).backward()
+        optimizer.step()
+    assert float(model.loss(ids[:, :-1], ids[:, 1:]).nats.detach()) < before
+    model.save_pretrained(tmp_path / "m")
+    with torch.no_grad():
+        expected = model(ids)
+        assert torch.allclose(HuggingFaceModelWrapper.from_pretrained(tmp_path / "m").eval()(ids), expected, atol=1e-5)
+        assert torch.allclose(load_model(tmp_path / "m").eval()(ids), expected, atol=1e-5)
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+        assert torch.allclose(theirs(ids).logits, expected, atol=1e-5)
+    assert theirs.config.eos_token_id == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_architecture_is_resized(kind: str) -> None:
+    """Logits of the old tokens stay as they were, and the new rows are their mean."""
+    model, ids = fresh(kind), torch.arange(16)[None]
+    with torch.no_grad():
+        before = model(ids)
+        model.resize_token_embeddings(64)
+        assert model.vocab_size == model(ids).shape[-1] == 64
+        assert torch.allclose(model(ids)[..., :61], before, atol=1e-5)
+    weight = model.output_weight()
+    assert torch.allclose(weight[61:], weight[:61].mean(0).expand(3, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("values", "named"), [
+    ({"model_type": "gpt3"}, "did you mean gpt"), ({"model_type": "bert_of_mine"}, "no causal language model"),
+    ({"model_type": "gpt2", "n_head": 5}, "model.huggingface"), ({"model_type": "gpt2", "n_layer": "four"}, "n_layer"),
+    ({"model_type": "gpt2", "auto_map": {}}, "auto_map"),
+    ({"model_type": "llama", "num_attention_heads": 0}, "model.huggingface"),
+    ({"model_type": "gpt2", "quantization_config": {"quant_method": "gptq"}}, "quantised"),
+])  # fmt: skip
+def test_a_bare_configuration_without_meaning_is_refused(values: dict[str, Any], named: str) -> None:
+    """An unknown architecture, impossible sizes and code are errors of the configuration, with exit code 2."""
+    with pytest.raises(ConfigError, match=named) as caught:
+        new_model(ModelConfig(huggingface=values), 61, 32, 0, IDS)
+    assert caught.value.exit_code == 2
+
+
+def test_what_the_configuration_says_itself_stands() -> None:
+    """A context and a vocabulary that are given are not replaced by those of the text."""
+    model = fresh("gpt2", n_positions=20, vocab_size=64)
+    assert (model.vocab_size, model.context_length) == (64, 20)
+    assert fresh("gpt2", max_position_embeddings=24).context_length == 24
+
+
+def snapshot(model: BaseLanguageModel, home: Path, name: str, **options: Any) -> Path:
+    """A model as the hub's cache holds it: files are links into a folder beside."""
+    folder = home / "hub" / f"models--{name.replace('/', '--')}"
+    model.save_pretrained(folder / "whole", **options)
+    (folder / "blobs").mkdir()
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    revision = folder / "snapshots" / ("0" * 40)
+    revision.mkdir(parents=True)
+    for number, file in enumerate(sorted((folder / "whole").iterdir())):
+        shutil.move(file, folder / "blobs" / str(number))
+        (revision / file.name).symlink_to(f"../../blobs/{number}")
+    (revision / "MANIFEST.json").unlink()
+    (folder / "whole").rmdir()
+    return revision
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "4KB"}, {"safe_serialization": False}], ids=str)
+def test_a_name_on_the_hub_is_found_in_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """A cached model opens by its name without a network; a name that is not there is exit code 6 and says so."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    model, ids = fresh("gpt2"), torch.arange(16)[None]
+    snapshot(model, tmp_path, "owner/name", **options)
+    with torch.no_grad():
+        for name in ("owner/name", "hf:owner/name"):
+            assert torch.equal(HuggingFaceModelWrapper.from_pretrained(name).eval()(ids), model(ids))
+    with pytest.raises(HubError, match="not in the cache") as caught:
+        HuggingFaceModelWrapper.from_pretrained("owner/other")
+    assert caught.value.exit_code == 6
+    for name in ("./nowhere", "a/b/c", "with space"):
+        with pytest.raises(ModelFileError, match="does not exist"):
+            HuggingFaceModelWrapper.from_pretrained(name)
+
+
+class Mean(BaseLanguageModel):
+    def __init__(self, vocab_size: int, context_length: int, width: int = 4) -> None:
+        super().__init__(width=width)
+        self.vocab_size, self.context_length = vocab_size, context_length
+        self.embed = nn.Embedding(vocab_size, width)
+
+    def hidden_states(self, input_ids: Tensor, cache: Any = None, position_ids: Tensor | None = None) -> Tensor:
+        return self.embed(input_ids).cumsum(1)
+
+    def output_weight(self) -> Tensor:
+        return self.embed.weight
+
+
+def test_a_registered_class_is_opened_by_its_name(tmp_path: Path) -> None:
+    """Options come back to the constructor; without registration nothing is saved; names are not taken twice."""
+    with pytest.raises(UsageError, match="has no model_type"):
+        Mean(9, 8).save_pretrained(tmp_path / "none")
+    register_model("mean_of_test")(Mean)
+    model = new_model(ModelConfig(custom={"model_type": "mean_of_test", "width": 6}), 9, 8, 1, IDS)
+    assert isinstance(model, Mean)
+    model.save_pretrained(tmp_path / "m", token_ids={"eos_token_id": 1})
+    for again in (load_model(tmp_path / "m"), Mean.from_pretrained(tmp_path / "m")):
+        assert isinstance(again, Mean)
+        assert torch.equal(again.embed.weight, model.embed.weight)
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["width"] == 6
+    with pytest.raises(UsageError, match="taken"):
+        register_model("llama")(Mean)
+    with pytest.raises(UsageError, match="taken"):
+        register_model("mean_of_test")(type("Other", (Mean,), {}))
+    with pytest.raises(UsageError, match="mean_of_test"):
+        new_model(ModelConfig(custom={"model_type": "meen"}), 9, 8, 1, IDS)
+    with pytest.raises(UsageError, match="depth"):
+        new_model(ModelConfig(custom={"model_type": "mean_of_test", "depth": 6}), 9, 8, 1, IDS)
+
+
+@pytest.mark.parametrize("name", ["./nowhere.py", "no_such_module_of_llmt"])
+def test_a_plugin_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """`LLMT_PLUGINS` with a missing file or module is exit code 2 and names it."""
+    monkeypatch.setenv("LLMT_PLUGINS", name)
+    with pytest.raises(UsageError, match="LLMT_PLUGINS"):
+        new_model(ModelConfig(custom={"model_type": "unknown"}), 9, 8, 1, IDS)
