@@ -22,12 +22,13 @@ from llmt.errors import ModelFileError
 from llmt.units import format_size
 
 MAX_PICKLE_BYTES = 64 * 2**20
+MAX_LEGACY_BYTES = 16 * 2**20
 _LEGACY_BEGIN = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
-_MAX_DIRECTORY = 16 * 2**20
-# The longest end of a zip archive: the records of zip64, the last record, and a comment of 2 bytes of length.
-_END_OF_ARCHIVE = 76 + 22 + 65_535
+_MAX_DIRECTORY = 12 * 2**20
+# The records of zip64, and the last record.
+_END_OF_ARCHIVE = 76 + 22
 
 
 @dataclass(frozen=True)
@@ -110,33 +111,38 @@ def _read_directory(file: FileIO, path: Path) -> dict[str, Piece]:
 
 
 def _list_entries(file: FileIO, path: Path) -> list[zipfile.ZipInfo]:
-    length = _directory_length(file, path)
-    if length > _MAX_DIRECTORY:
-        raise damaged(path, f"its directory of {format_size(length)} is longer than any of torch.save")
+    announced = _require_plain_end(file, path)
     try:
         entries = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, OSError) as error:
         raise ModelFileError(f"{path}: is truncated or damaged ({error})", FETCH_AGAIN) from error
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise ModelFileError(f"{path}: is a TorchScript program, not weights", RESAVE)
+    if min((entry.header_offset for entry in entries), default=0):
+        raise damaged(path, "something stands before its first member")
+    if len(entries) != announced:
+        raise damaged(path, f"its directory has {len(entries):,} members, and announces {announced:,}")
     return entries
 
 
-def _directory_length(file: FileIO, path: Path) -> int:
-    """Bytes of the archive's directory: it is made into objects all at once, so its length is looked at before.
+def _require_plain_end(file: FileIO, path: Path) -> int:
+    """Check the record at the end of an archive, and return the number of members that it announces.
 
-    Whatever could be taken for the record at the end counts, since a reader may take any of them.
+    Without a comment it can only be the last 22 bytes, so that no two readers find different ones. The directory is
+    made into objects all at once, so its length is looked at before.
     """
     size = file_size(file)
     tail = bytearray(min(size, _END_OF_ARCHIVE))
     read(file, size - len(tail), memoryview(tail), path)
-    longest, at = 0, tail.find(b"PK\x05\x06")
-    while at >= 0:
-        longest = max(longest, int.from_bytes(tail[at + 12 : at + 16], "little") % 0xFFFFFFFF)
-        if at >= 76 and tail[at - 20 : at - 16] == b"PK\x06\x07":  # the larger records of zip64 stand before it
-            longest = max(longest, int.from_bytes(tail[at - 36 : at - 28], "little"))
-        at = tail.find(b"PK\x05\x06", at + 1)
-    return longest
+    end = tail[-22:]
+    if not end.startswith(b"PK\x05\x06") or end[20:] != b"\0\0":
+        raise damaged(path, "it is truncated, or something follows its directory")
+    count, length = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    if tail[-42:-38] == b"PK\x06\x07":  # the larger records of zip64 stand before it, and count
+        count, length = (int.from_bytes(tail[begin : begin + 8], "little") for begin in (-66, -58))
+    if length > _MAX_DIRECTORY:
+        raise damaged(path, f"its directory of {format_size(length)} is longer than any of torch.save")
+    return count
 
 
 def _is_packed(entry: zipfile.ZipInfo) -> bool:
@@ -177,8 +183,15 @@ class _Bounded(io.BufferedReader):
 
     def read(self, size: int | None = -1) -> bytes:
         """At most `size` bytes; nothing beyond what a description may have."""
-        room = MAX_PICKLE_BYTES - self.tell()
-        return super().read(room if size is None or size < 0 else min(size, room))
+        return super().read(self._allowed(size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """A line, as far as it lies where `read` would read."""
+        return super().readline(self._allowed(size))
+
+    def _allowed(self, size: int | None) -> int:
+        room = max(0, MAX_LEGACY_BYTES - self.tell())
+        return room if size is None or size < 0 else min(size, room)
 
 
 def _read_legacy(file: FileIO, path: Path) -> Archive:
@@ -240,6 +253,8 @@ def read(file: FileIO, offset: int, buffer: memoryview, path: Path) -> None:
     """
     with read_errors(path):
         try:
+            if not 0 <= offset <= file_size(file):
+                raise EOFError
             read_exactly(file, offset, buffer)
         except EOFError as error:
             raise damaged(path, "it is truncated, or became shorter while it was read") from error

@@ -222,6 +222,10 @@ def _stale_files(root: Path, names: Sequence[str]) -> set[str]:
         except ModelFileError:  # what it listed cannot be known any more
             earlier = None
         stale |= set(earlier.files) if earlier else set()
+        if (
+            layout.TOKENIZER_FILE not in names
+        ):  # a model that is saved without its tokenizer keeps the one that is there
+            stale -= set(layout.COMPANIONS)
     adapters = {name for name in names if name.startswith("adapter_")}
     if any(layout.is_weight_file(name) for name in names):
         present = {path.name for path in root.iterdir() if layout.is_weight_file(path.name)}

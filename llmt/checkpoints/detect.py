@@ -15,6 +15,7 @@ from llmt.checkpoints.reading import FETCH_AGAIN, is_plain_name, open_inside, re
 from llmt.checkpoints.sharding import is_shard_file_name
 from llmt.errors import ModelFileError
 
+_MAX_INDEX = 16 * 2**20
 _ENDINGS = (".bin", ".pt", ".pth")
 _NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args", "random_states")
 _NAMES: dict[str, Format] = {
@@ -144,7 +145,7 @@ def find_weights_of_index(path: Path) -> WeightFiles:
         ModelFileError: It is no index, or names a file that is not beside it.
     """
     directory = path.parent
-    content = read_json(directory, path.name)
+    content = read_json(directory, path.name, _MAX_INDEX)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{path}: has no weight_map", FETCH_AGAIN)

@@ -26,6 +26,7 @@ from llmt.units import format_size
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 64
 METADATA_KEY = "__metadata__"
 
 
@@ -83,7 +84,7 @@ def parse_header(file: FileIO, path: Path) -> Header:
             raise _damaged(path, "it became shorter while it was read") from error
     if not text.startswith(b"{"):
         raise _damaged(path, "it is not a safetensors file")
-    content = parse_json(bytes(text), path)
+    content = parse_json(text, path)
     metadata = _check_metadata(content.pop(METADATA_KEY, {}), path)
     if len(content) > MAX_TENSORS:
         raise _damaged(path, f"{len(content)} tensors, at most {MAX_TENSORS} are read")
@@ -122,14 +123,14 @@ def _check_metadata(value: object, path: Path) -> dict[str, str]:
 def _check_entry(name: str, entry: object, data: int, path: Path) -> TensorInfo:
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
-            isinstance(entry, dict) and len(entry) == 3
+            isinstance(entry, dict) and len(entry) == 3 and type(begin) is type(end) is int
         ):
             pass
         case _:
             raise _damaged(path, f"the entry of the tensor {shown(name)} is malformed")
     if dtype not in DTYPE_BYTES:
         raise _damaged(path, f"the tensor {shown(name)} has dtype {shown(dtype)}, which llmt does not read")
-    if not all(type(length) is int and length >= 0 for length in shape):
+    if len(shape) > MAX_DIMENSIONS or not all(type(length) is int and 0 <= length < 2**63 for length in shape):
         raise _damaged(path, f"the tensor {shown(name)} has no valid shape")
     if not 0 <= begin <= end or math.prod(shape) * DTYPE_BYTES[dtype] != end - begin:
         raise _damaged(path, f"the tensor {shown(name)} has a shape that does not fit its bytes")

@@ -1,5 +1,6 @@
 """Where a result goes: a directory of its own, that appears whole and replaces nothing unasked."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from llmt.errors import BusyOutputError
 
 def folder_beside(source: Path, suffix: str) -> Path:
     """The folder beside `source` that has its name, without an ending, and `-SUFFIX`."""
-    place = source.resolve()
+    place = Path(os.path.realpath(source))
     return source.absolute().with_name(f"{place.stem if place.is_file() else place.name}-{suffix}")
 
 
@@ -29,7 +30,7 @@ def require_free_output(output: Path, source: Path, overwrite: bool) -> None:
     Raises:
         BusyOutputError: The directory is a file, the source, around it, or not empty.
     """
-    place, read = output.resolve(), source.resolve()
+    place, read = Path(os.path.realpath(output)), Path(os.path.realpath(source))
     if place == read or place in read.parents:
         where = "is the source itself" if place == read else f"holds the source {source}"
         raise BusyOutputError(f"{output}: {where}, and that is not touched", "name another --output-dir")

@@ -15,7 +15,9 @@ from typing import BinaryIO
 
 Build = Callable[[tuple[object, ...]], object]
 
-MAX_INSTRUCTIONS = 2_000_000
+MAX_INSTRUCTIONS = 1_000_000
+_MAX_HANDLED = 1_500_000
+_MAX_REASON = 200
 # Integers this large can be chosen so that all of them fall into one place of a dictionary.
 _MAX_KEY = 2**60
 
@@ -72,7 +74,7 @@ def read_pickle(
             machine.step(opcode.name, argument)
         return machine.stack.pop()
     except (ValueError, LookupError, TypeError, OverflowError, EOFError) as error:
-        raise PickleRefusedError(f"is damaged ({error})") from error
+        raise PickleRefusedError(f"is damaged ({ascii(str(error))[1:-1][:_MAX_REASON]})") from error
 
 
 class _Machine:
@@ -82,6 +84,21 @@ class _Machine:
         self.stack: list[object] = []
         self.marked: list[list[object]] = []
         self.memo: dict[int, object] = {}
+        self.names: dict[tuple[str, str], Global] = {}
+        self.handled = 0
+
+    def handle(self, value: object) -> None:
+        """Count what one instruction works on: a memo can hand the same long thing to many."""
+        items = value if isinstance(value, tuple) else (value,)
+        self.handled += sum(len(item) for item in items if isinstance(item, list | tuple | dict)) + len(items)
+        if self.handled > _MAX_HANDLED:
+            raise PickleRefusedError("works on the same values again and again")
+
+    def resolved(self, module: str, name: str) -> Global:
+        """What stands for an imported name, made once."""
+        if (module, name) not in self.names:
+            self.names[module, name] = self.resolve(module, name)
+        return self.names[module, name]
 
     def step(self, name: str, argument: object) -> None:
         if name in _LITERALS:
@@ -140,21 +157,27 @@ class _Machine:
 
     def update(self, items: list[object]) -> None:
         target = self.stack[-1]
+        self.handle(tuple(items[::2]))
         pairs = _pairs(items)
         if isinstance(target, dict):
             target.update(pairs)
         elif not isinstance(target, Opaque):
             raise TypeError("a key is set on what is not a dictionary")
 
+    def make_dictionary(self) -> None:
+        items = self.since_mark()
+        self.handle(tuple(items[::2]))
+        self.stack.append(_pairs(items))
+
     def import_name(self, argument: object) -> None:
         module, _, name = str(argument).partition(" ")
-        self.stack.append(self.resolve(module, name))
+        self.stack.append(self.resolved(module, name))
 
     def import_from_stack(self, _: object) -> None:
         module, name = self.take(2)
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("an import without a name")
-        self.stack.append(self.resolve(module, name))
+        self.stack.append(self.resolved(module, name))
 
     def call(self, _: object) -> None:
         callee, arguments = self.take(2)
@@ -162,6 +185,7 @@ class _Machine:
             raise TypeError("a call of what is not a known name")
         if callee.build is None:
             raise PickleRefusedError(f"calls {callee.name!r}")
+        self.handle(arguments)
         self.stack.append(callee.build(arguments))
 
     def set_state(self, _: object) -> None:
@@ -173,7 +197,7 @@ class _Machine:
 
 
 def _integer(value: object) -> int:
-    if not isinstance(value, int):
+    if not isinstance(value, int) or not 0 <= value < 2**32:
         raise TypeError("a memo index is not a number")
     return value
 
@@ -231,7 +255,7 @@ _ACTIONS: dict[str, Action] = {
     "EMPTY_DICT": lambda machine, _: machine.push({}),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),
     **dict.fromkeys(("LIST", "FROZENSET"), lambda machine, _: machine.push(machine.since_mark())),
-    "DICT": lambda machine, _: machine.push(_pairs(machine.since_mark())),
+    "DICT": lambda machine, _: machine.make_dictionary(),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
     "TUPLE1": lambda machine, _: machine.push(machine.take(1)),
     "TUPLE2": lambda machine, _: machine.push(machine.take(2)),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,14 @@ PARALLEL = hasattr(os, "preadv") and hasattr(os, "pwrite")
 
 FETCH_AGAIN = "download or convert it again"
 RESAVE = "in the program that made it: torch.save(model.state_dict(), 'weights.pt'), then convert that"
+
+_MAX_NAME = 255
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# What JSON grows by when it is read: values, long numbers, wide characters.
+_MAX_NODES = 1_200_000
+_OPENERS = (b",", b"[", b"{")
+_LONG_NUMBER = re.compile(rb"[0-9]{400}")
+_MAX_WIDE = 4 * 2**20
 
 # O_NONBLOCK: opening a planted pipe must not wait for its other end.
 _READ = (
@@ -60,7 +69,7 @@ def open_file(path: Path) -> FileIO:
         ModelFileError: Missing, not a regular file, or not readable.
     """
     with read_errors(path):
-        return _open_regular(path.resolve())
+        return _open_regular(os.path.realpath(path), path)
 
 
 def open_inside(directory: Path, name: str) -> FileIO:
@@ -77,21 +86,24 @@ def open_inside(directory: Path, name: str) -> FileIO:
     path = directory / name
     with read_errors(path):
         if path.is_symlink():
-            target = path.resolve()
-            blobs = directory.resolve().parent.parent / "blobs"
-            if directory.resolve().parent.name != "snapshots" or target.parent != blobs:
+            # realpath, unlike resolve, leaves a link to itself as it is.
+            target, folder = Path(os.path.realpath(path)), Path(os.path.realpath(directory))
+            if folder.parent.name != "snapshots" or target.parent != folder.parent.parent / "blobs":
                 raise ModelFileError(f"{path}: is a link out of its directory", "replace it by the file itself")
-            return _open_regular(target)
-        return _open_regular(path)
+            return _open_regular(str(target), path)
+        return _open_regular(str(path), path)
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` is one path component on every system: no separator, drive, `.` or `..`."""
-    return bool(name) and name not in (".", "..") and not set(name) & set("/\\:\0")
+    """Whether `name` is one path component on every system: no separator, drive, `.` or `..`, and not too long."""
+    if not name or name in (".", "..") or set(name) & set("/\\:\0"):
+        return False
+    return len(name.encode("utf-8", "replace")) <= _MAX_NAME and not _SURROGATE.search(name)
 
 
-def _open_regular(path: Path) -> FileIO:
-    descriptor = os.open(path, _READ)
+def _open_regular(target: str, path: Path) -> FileIO:
+    """Open `target`, which the user knows as `path`."""
+    descriptor = os.open(target, _READ)
     file = FileIO(descriptor, "rb")
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -139,15 +151,19 @@ def read_json(directory: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> di
         # A loop, because a raw read may return less than what is there.
         while part := file.read(size + 1 - len(data)):
             data += part
-    return parse_json(bytes(data), path)
+    return parse_json(data, path)
 
 
-def parse_json(data: bytes, path: Path) -> dict[str, object]:
+def parse_json(data: bytes | bytearray, path: Path) -> dict[str, object]:
     """The JSON object in `data`; two equal keys in one object are an error, not a choice.
 
     Raises:
         ModelFileError: Not one JSON object with unique keys; `path` is named.
     """
+    if sum(map(data.count, _OPENERS)) > _MAX_NODES or _LONG_NUMBER.search(data):
+        raise ModelFileError(f"{path}: more JSON than any such file needs", FETCH_AGAIN)
+    if len(data) > _MAX_WIDE and not data.isascii():
+        raise ModelFileError(f"{path}: {format_size(len(data))} of JSON that is not plain ASCII", FETCH_AGAIN)
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

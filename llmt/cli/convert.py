@@ -15,7 +15,7 @@ from llmt.cli.context import CONTEXT
 from llmt.cli.options import with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import progress_bar
-from llmt.config.conversion import ConvertSettings, MergeSettings, ToPytorchSettings
+from llmt.config.conversion import ConvertSettings, GgufSettings, MergeSettings, ToPytorchSettings
 from llmt.config.layers import Given
 from llmt.config.load import load_task
 from llmt.errors import ModelFileError
@@ -186,3 +186,30 @@ def merge_lora(
     else:
         out.result(f"{target}: a full model")
         out.say(f"next:  llmt generate {target}")
+
+
+@app.command("gguf", context_settings=CONTEXT)
+@with_settings(GgufSettings)
+def gguf(
+    out: Output,
+    given: list[Given],
+    path: Annotated[str, typer.Argument(help="A run, a checkpoint or a model directory.")],
+) -> None:
+    """Write a model as one file that llama.cpp and Ollama run, tokenizer and chat template inside."""
+    from llmt.export.gguf import export_gguf
+
+    settings = load_task("gguf", GgufSettings, flags=given).config
+    target = None if settings.output_file is None else Path(settings.output_file)
+    report = export_gguf(Path(path), target, dtype=settings.dtype, overwrite=settings.overwrite)
+    if out.as_json:
+        out.json({**asdict(report), "path": str(report.path)})
+        return
+    out.result(
+        f"{report.path}: {format_number(report.tensors, 'tensor')}, {format_count(report.parameters)} parameters, "
+        f"{report.dtype}, {format_size(report.size)}, {format_duration(report.seconds)}"
+    )
+    if report.kept_f16:
+        out.say(f"note: {report.kept_f16} matrices stay f16, since their rows are no multiple of 32")
+    if not report.chat_template:
+        out.say("note: the model has no chat template, so programs complete text with it")
+    out.say(f"next:  llama-cli -m {report.path} -p 'Once'")

@@ -54,3 +54,16 @@ class MergeSettings(Section):
 
     overwrite: Flag = False
     """Replace a model that stands there already."""
+
+
+class GgufSettings(Section):
+    """`llmt convert gguf`: a model to one file for llama.cpp and Ollama."""
+
+    output_file: Text | None = None
+    """File to write. None means the model's name with the number format and `.gguf` appended, beside it."""
+
+    dtype: Literal["f32", "f16", "bf16", "q8_0"] = "f16"
+    """Number format of the matrices; vectors stay `f32`."""
+
+    overwrite: Flag = False
+    """Replace a file that stands there already."""

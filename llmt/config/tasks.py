@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from llmt.config.base import Count, Flag, Number, Section, Text, TextLines, TextList
-from llmt.config.conversion import ConvertSettings, MergeSettings, ToPytorchSettings
+from llmt.config.conversion import ConvertSettings, GgufSettings, MergeSettings, ToPytorchSettings
 from llmt.config.data import EncodingErrors
 from llmt.config.run import Device
 from llmt.config.tokenizer import TokenizerTraining
@@ -167,5 +167,6 @@ TASKS: dict[str, type[Section]] = {
     "convert": ConvertSettings,
     "safetensors_to_pt": ToPytorchSettings,
     "merge_lora": MergeSettings,
+    "gguf": GgufSettings,
     "doctor": DoctorSettings,
 }

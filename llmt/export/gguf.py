@@ -30,7 +30,6 @@ from llmt.export.gguf_tokenizer import GgufTokenizer, TokenType, read_gguf_token
 from llmt.models.foreign import check_config
 from llmt.models.llama import LLAMA_TYPES, is_llama, parse_llama_config
 from llmt.models.load import EMBEDDINGS, TIED_HEAD, read_config
-from llmt.models.open import is_adapter
 from llmt.models.transformer import TransformerLM
 
 GgufDtype = Literal["f32", "f16", "bf16", "q8_0"]
@@ -154,7 +153,7 @@ def _library() -> ModuleType:
 
 def _llama_values(directory: Path) -> dict[str, Any]:
     """The `config.json` of a model that llama.cpp computes as `TransformerLM` does."""
-    if is_adapter(directory):
+    if not (directory / layout.CONFIG_FILE).is_file():  # `resolve_model_directory` lets an adapter pass
         raise ModelFileError(f"{directory}: is an adapter", f"llmt convert merge-lora {directory}")
     values = read_config(directory)
     name = str(directory / layout.CONFIG_FILE)
@@ -167,17 +166,20 @@ def _llama_values(directory: Path) -> dict[str, Any]:
 def _shape_problem(values: Mapping[str, Any]) -> str | None:
     """What keeps a model from being a plain Llama; None where nothing does."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    rope = rope if isinstance(rope, dict) else {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    # What transformers takes where a Mistral does not say.
+    window = values.get("sliding_window", 4096 if values.get("model_type") == "mistral" else None)
     reasons = {
         f"model_type is {shown(values.get('model_type'))}": values.get("model_type") not in LLAMA_TYPES,
         "attention_bias is set": values.get("attention_bias"),
         "mlp_bias is set": values.get("mlp_bias"),
-        f"sliding_window is {shown(values.get('sliding_window'))}": values.get("sliding_window"),
+        f"sliding_window is {shown(window)}": window,
         f"hidden_act is {shown(values.get('hidden_act'))}": values.get("hidden_act", "silu") != "silu",
         f"its rotary positions are scaled ({shown(rope_type)})": rope_type != "default",
         f"partial_rotary_factor is {shown(partial)}": partial not in (None, 1),
-        "its heads are not hidden_size / num_attention_heads wide": not is_llama(values),
+        "its heads are not hidden_size / num_attention_heads wide, or a value has no meaning": not is_llama(values),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -212,11 +214,10 @@ def _plan(
             name: tuple(tensor.shape) for name, tensor in TransformerLM(config, vocab_size).state_dict().items()
         }
     found = dict(reader.described)
-    if config.tie_word_embeddings and TIED_HEAD in found:
-        if EMBEDDINGS in found:
-            del found[TIED_HEAD]
-        else:  # some writers keep this name of the one matrix
-            expected[TIED_HEAD] = expected.pop(EMBEDDINGS)
+    if config.tie_word_embeddings and EMBEDDINGS in found:
+        found.pop(TIED_HEAD, None)
+    elif config.tie_word_embeddings:  # some writers keep the other name of the one matrix
+        expected = {TIED_HEAD if name == EMBEDDINGS else name: shape for name, shape in expected.items()}
     _check_tensors(expected, found, reader.files.directory)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     planned = {}

@@ -5,7 +5,6 @@ src/llama-vocab.cpp). What that code would do in another way is refused here.
 """
 
 import json
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -136,18 +135,15 @@ def _model_problem(spec: Mapping[str, Any]) -> str | None:
     model = spec["model"]
     if model["type"] != "BPE":
         return f"a {model['type']} tokenizer; of those that llmt trains llama.cpp reads BPE"
-    pairs = [_pair(merge) for merge in model["merges"]]
     added = {token["content"] for token in spec["added_tokens"]}
     bytes_ = set(BYTE_CHARACTERS)
     foreign = next((piece for piece in model["vocab"] if not bytes_.issuperset(piece) and piece not in added), None)
     if not bytes_ <= model["vocab"].keys() or foreign is not None:
         return "its pieces are not written in bytes, as llama.cpp's BPE needs them"
-    if not pairs:
+    if not model["merges"]:
         return "it has no merges, and llama.cpp reads no BPE without them"
     if any(model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")):
         return "it drops merges at random, or marks the parts of words, which llama.cpp does not"
-    if twice := [pair for pair, count in Counter(pairs).items() if count > 1]:
-        return f"the merge of {twice[0][0]!r} and {twice[0][1]!r} stands there twice"
     return None
 
 
@@ -239,7 +235,7 @@ def _framing(parts: TokenizerParts, ids: Mapping[str, int], where: Path) -> tupl
     before, after = [ids["bos"]] if "bos" in ids else [], [ids["eos"]]
     for bos, eos in ((False, False), (True, False), (False, True), (True, True)):
         if framed == [*(before if bos else ()), *text, *(after if eos else ())]:
-            return bos and bool(before), eos
+            return bos, eos
     raise ModelFileError(f"{where}: it puts other tokens around a text than llama.cpp can", _HINT)
 
 

@@ -29,3 +29,21 @@ def check_config(values: Mapping[str, Any], name: str) -> None:
             raise ModelFileError(f"{name}: its weights are quantised, and llmt reads plain ones", "use the plain model")
         if isinstance(value, dict):
             check_config(value, name)
+
+
+def require_layers(layers: object, tensors: int, name: str) -> None:
+    """Refuse to build more layers than there are tensors: it could take all memory before the first is missed.
+
+    Args:
+        layers: Their number.
+        tensors: Number of tensors in the weight files.
+        name: How errors call the configuration.
+
+    Raises:
+        ModelFileError: There are too many.
+    """
+    if isinstance(layers, int) and layers > tensors:
+        raise ModelFileError(
+            f"{name}: describes {layers:,} layers, and the weights are {tensors:,} tensors",
+            "download or convert it again",
+        )

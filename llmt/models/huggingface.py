@@ -16,12 +16,15 @@ from llmt.errors import MissingPackageError, ModelFileError, UsageError
 from llmt.models.attention import document_visibility
 from llmt.models.base import BaseLanguageModel, where_given
 from llmt.models.cache import KeyValueCache
-from llmt.models.foreign import check_config
+from llmt.models.foreign import check_config, require_layers
 from llmt.models.hub import find_model
 from llmt.models.loss import IGNORED, TokenLoss, logits_loss
 
 MASK_WANTED = ("biogpt", "falcon", "opt", "xglm")
 """Architectures that take positions, make no mask from them, and see all that stands before: they are given a mask."""
+
+_MEANINGLESS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError)
+"""What building a model raises for values that its architecture has no meaning for."""
 
 _GET_AGAIN = "download or convert it again"
 
@@ -40,9 +43,7 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         super().__init__()
         self.inner = inner
         self.vocab_size = inner.config.vocab_size
-        # Older architectures call it otherwise: GPT-2 says n_positions.
-        name = inner.config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-        self.context_length = int(inner.config.to_dict().get(name) or 2048)
+        self.context_length = int(_value(inner.config, "max_position_embeddings") or 2048)
 
     @classmethod
     def from_pretrained(
@@ -91,8 +92,8 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         try:
             with _quiet():
                 return cls(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
-        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-            raise ModelFileError(f"{name}: {str(error).splitlines()[0]}", "check its values") from None
+        except _MEANINGLESS as error:
+            raise ModelFileError(f"{name}: {_reason(error)}", "check its values") from None
 
     @classmethod
     def from_weights(
@@ -110,6 +111,7 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
             ModelFileError: A file is damaged, there is no such architecture, or the tensors are not its own.
         """
         config = parse_config(values, name)
+        require_layers(_value(config, "num_hidden_layers"), len(reader.described), name)
         from transformers import AutoModelForCausalLM
 
         try:
@@ -126,8 +128,8 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
                 )
-        except (OSError, ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-            raise ModelFileError(f"{name}: {str(error).splitlines()[0]}", "check the model's files") from None
+        except (*_MEANINGLESS, OSError) as error:
+            raise ModelFileError(f"{name}: {_reason(error)}", "check the model's files") from None
         _check_report(report, str(reader.files.directory))
         return cls(inner)
 
@@ -221,8 +223,18 @@ def parse_config(values: Mapping[str, Any], name: str) -> Any:
     plain = {key: value for key, value in values.items() if "_implementation" not in key}
     try:
         return CONFIG_MAPPING[kind].from_dict(plain)
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
-        raise ModelFileError(f"{name}: {' '.join(str(error).split())}", "check its values") from None
+    except (*_MEANINGLESS, StrictDataclassError) as error:
+        raise ModelFileError(f"{name}: {_reason(error)}", "check its values") from None
+
+
+def _value(config: Any, name: str) -> Any:
+    """A value of a configuration; older architectures call it otherwise: GPT-2 says n_positions."""
+    return config.to_dict().get(config.attribute_map.get(name, name))
+
+
+def _reason(error: BaseException) -> str:
+    """What an error of a library says, on one line of bounded length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _check_report(report: Mapping[str, Any], directory: str) -> None:

@@ -40,21 +40,24 @@ def llama_config(config: ModelConfig, vocab_size: int, context_length: int) -> d
 
 def is_llama(values: Mapping[str, Any]) -> bool:
     """Whether `TransformerLM` computes what this `config.json` describes."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     heads, width = values.get("num_attention_heads", 1), values.get("hidden_size", 0)
-    if type(heads) is not int or heads < 1 or type(width) is not int or not isinstance(rope, dict):
+    if type(heads) is not int or heads < 1 or type(width) is not int:
         return False
-    head_dim = values.get("head_dim") or width // heads
-    return (
-        values.get("model_type") in LLAMA_TYPES
-        and "auto_map" not in values
-        and values.get("hidden_act", "silu") == "silu"
-        and not values.get("attention_bias")
-        and not values.get("mlp_bias")
-        and not values.get("sliding_window")
-        and rope.get("rope_type", rope.get("type", "default")) == "default"
-        and head_dim * heads == width
-    )
+    # Where a Mistral says nothing of its window, readers take one of 4096.
+    window = values.get("sliding_window", 4096 if values.get("model_type") == "mistral" else None)
+    more = (window, values.get("attention_bias"), values.get("mlp_bias"), "auto_map" in values)
+    known = values.get("model_type") in LLAMA_TYPES and values.get("hidden_act", "silu") == "silu"
+    whole = (values.get("head_dim") or width // heads) * heads == width
+    return known and whole and not any(more) and _turns_plainly(values)
+
+
+def _turns_plainly(values: Mapping[str, Any]) -> bool:
+    """Rotary positions over all features of a head, without scaling."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        return False
+    part = values.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
+    return rope.get("rope_type", rope.get("type", "default")) == "default" and part == 1.0
 
 
 def context_of(values: Mapping[str, Any]) -> int | None:

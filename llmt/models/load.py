@@ -14,7 +14,7 @@ from llmt.checkpoints.reading import read_json
 from llmt.checkpoints.weights import Described, WeightReader, open_weights
 from llmt.errors import ModelFileError
 from llmt.models.base import BaseLanguageModel, Extras
-from llmt.models.foreign import check_config
+from llmt.models.foreign import check_config, require_layers
 from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.llama import is_llama, parse_llama_config
 from llmt.models.registry import find_model_class
@@ -62,9 +62,7 @@ def load_model(
         check_config(values, name)
         cls = _class_of(values, wanted, name)
         if cls is TransformerLM:
-            with torch.device("meta"):
-                empty = TransformerLM(*parse_llama_config(values, name))
-            model: BaseLanguageModel = _fill(empty, reader, dtype, device)
+            model: BaseLanguageModel = _fill(_empty_transformer(values, reader, name), reader, dtype, device)
         elif cls is HuggingFaceModelWrapper:
             model = HuggingFaceModelWrapper.from_weights(values, reader, dtype, name).to(device)
         else:
@@ -72,6 +70,17 @@ def load_model(
         model.metadata = replace(metadata, config=values)
         model.extras = _extras(reader.files.directory, values)
     return model
+
+
+def _empty_transformer(values: Mapping[str, Any], reader: WeightReader, name: str) -> TransformerLM:
+    """A Llama without numbers."""
+    config, vocab_size, context = parse_llama_config(values, name)
+    require_layers(config.num_hidden_layers, len(reader.described), name)
+    try:
+        with torch.device("meta"):
+            return TransformerLM(config, vocab_size, context)
+    except (RuntimeError, OverflowError) as error:
+        raise ModelFileError(f"{name}: {str(error).splitlines()[0]}", _GET_AGAIN) from None
 
 
 def _class_of(values: Mapping[str, Any], wanted: type[BaseLanguageModel], name: str) -> type[BaseLanguageModel]:

@@ -24,12 +24,25 @@ DOORS = {
     "tokenizers": ("llmt.tokenizers",),
     "tiktoken": ("llmt.tokenizers.ranks",),
     "numba": ("llmt.tokenizers",),
+    "gguf": ("llmt.export.gguf",),
+    "huggingface_hub": ("llmt.models.hub", "llmt.models.huggingface", "llmt.tokenizers.huggingface", "llmt.text.hub"),
     "click": (),
     "pickle": (),
 }
 """Library -> the modules or packages that may import it."""
 
-LAZY_DOORS = {"psutil", "jinja2", "pyarrow", "tiktoken", "datasets", "accelerate", "peft", "transformers"}
+LAZY_DOORS = {
+    "gguf",
+    "huggingface_hub",
+    "psutil",
+    "jinja2",
+    "pyarrow",
+    "tiktoken",
+    "datasets",
+    "accelerate",
+    "peft",
+    "transformers",
+}
 """Behind these doors the import stands inside a function."""
 
 TORCH_AT_THE_TOP = {"checkpoints", "data", "models", "training", "evaluation", "generation", "export"}
