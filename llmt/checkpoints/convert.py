@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.casting import FloatName, cast_dtype
-from llmt.checkpoints.copying import Placed, verify_tensors, write_tensors
+from llmt.checkpoints.copying import WORKERS, Placed, verify_tensors, write_tensors
 from llmt.checkpoints.detect import WeightFiles, find_weights
 from llmt.checkpoints.dtypes import DTYPE_BYTES
 from llmt.checkpoints.files import require_free_space
@@ -102,6 +102,11 @@ class _File:
     name: str
     header: bytes
     placed: tuple[Placed, ...]
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return len(self.header) + sum(item.nbytes for item in self.placed)
 
 
 def convert_to_safetensors(
@@ -218,14 +223,16 @@ def _write(plan: ConvertPlan, shards: ShardPlan, files: list[_File]) -> Iterator
     require_free_space(plan.output, shards.total_size)
     total, done = shards.total_size * (2 if plan.verify else 1), 0
     with output_directory(plan.output, durable=False) as staged:
-        for file in files:
-            size = len(file.header) + sum(item.nbytes for item in file.placed)
-            with staged.new_file(file.name, size) as output:
-                output.write(file.header)
-                for count in write_tensors(output, file.placed):
+        for first in range(0, len(files), WORKERS):
+            some = files[first : first + WORKERS]
+            with ExitStack() as stack:
+                opened = [stack.enter_context(staged.new_file(file.name, file.size)) for file in some]
+                for file, output in zip(some, opened, strict=True):
+                    output.write(file.header)
+                for count in write_tensors([(output, file.placed) for file, output in zip(some, opened, strict=True)]):
                     done += count
-                    yield ConvertProgress(done, total, file.name)
-            if plan.verify:
+                    yield ConvertProgress(done, total, some[0].name)
+            for file in some if plan.verify else ():
                 for count in _verify(staged.path / file.name, file):
                     done += count
                     yield ConvertProgress(done, total, file.name)

@@ -7,11 +7,13 @@ import errno
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 
 from llmt.checkpoints.archive import Piece
 from llmt.checkpoints.casting import cast
@@ -21,7 +23,9 @@ from llmt.checkpoints.pickled import PickledFile, PickledTensor
 from llmt.checkpoints.reading import PARALLEL, open_file, read_errors, read_exactly, shown
 from llmt.errors import ModelFileError, StorageError
 
-_WORKERS = min(4, os.cpu_count() or 1) if PARALLEL else 1
+WORKERS = min(4, os.cpu_count() or 1) if PARALLEL else 1
+"""Threads that copy, and files that are open for it."""
+
 _RANGE = 16 * 2**20
 _PIECE = 2**18
 # What the systems answer where two files cannot be copied inside the kernel.
@@ -59,14 +63,16 @@ class Placed:
                 ) from error
 
 
-def write_tensors(output: NewFile, placed: Iterable[Placed]) -> Iterator[int]:
-    """Write tensors to their places; yields the bytes that were written since the last time.
+def write_tensors(outputs: Sequence[tuple[NewFile, Iterable[Placed]]]) -> Iterator[int]:
+    """Write the tensors of several files to their places; yields the bytes that were written since the last time.
+
+    Two files are written faster by two threads than by one; one file is not, since the system lets one write at a time.
 
     Raises:
         ModelFileError: A source cannot be read.
         OSError: The disk refused; `files.new_file` turns it into a `StorageError`.
     """
-    yield from _run(job for item in placed for job in _write_jobs(output.fileno(), item))
+    yield from _run([_write_lane(output.fileno(), placed) for output, placed in outputs])
 
 
 def verify_tensors(path: Path, placed: Sequence[Placed]) -> Iterator[int]:
@@ -82,16 +88,47 @@ def verify_tensors(path: Path, placed: Sequence[Placed]) -> Iterator[int]:
     partly = {(item.file, item.tensor.storage) for item in placed if not _by_checksum(item)}
     with open_file(path) as file:
         checks: list[Job] = [partial(_check, source, storage) for source, storage in partly]
-        yield from _run([*checks, *(partial(_compare, file, path, item) for item in placed)])
+        compared: list[Job] = [partial(_compare, file, path, item) for item in placed]
+        yield from _run([[job] for job in (*checks, *compared)])
 
 
-def _run(jobs: Iterable[Job]) -> Iterator[int]:
-    with ThreadPoolExecutor(_WORKERS) as pool:
+def _run(lanes: Sequence[Iterable[Job]]) -> Iterator[int]:
+    """Do the jobs of some lanes at a time, those of one lane in their order; yields what each job returns."""
+    done: SimpleQueue[int | None] = SimpleQueue()
+    stopped = Event()
+
+    def drive(lane: Iterable[Job]) -> None:
         try:
-            for done in as_completed([pool.submit(job) for job in jobs]):
-                yield done.result()
+            for job in lane:
+                if stopped.is_set():
+                    return
+                done.put(job())
         finally:
+            done.put(None)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        running = [pool.submit(drive, lane) for lane in lanes]
+        ended = 0
+        try:
+            while ended < len(running):
+                count = done.get()
+                if count is None:
+                    ended += 1
+                    for lane in running:
+                        if lane.done():
+                            lane.result()
+                else:
+                    yield count
+            for lane in running:
+                lane.result()
+        finally:
+            stopped.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _write_lane(target: int, placed: Iterable[Placed]) -> Iterator[Job]:
+    for item in placed:
+        yield from _write_jobs(target, item)
 
 
 def _write_jobs(target: int, item: Placed) -> Iterator[Job]:

@@ -15,8 +15,8 @@ from llmt.errors import BusyOutputError
 
 def folder_beside(source: Path, suffix: str) -> Path:
     """The folder beside `source` that has its name, without an ending, and `-SUFFIX`."""
-    place = Path(os.path.realpath(source))
-    return source.absolute().with_name(f"{place.stem if place.is_file() else place.name}-{suffix}")
+    named = source if source.name not in ("", "..") else Path(os.path.realpath(source))
+    return named.with_name(f"{named.name if source.is_dir() else named.stem}-{suffix}")
 
 
 def require_free_output(output: Path, source: Path, overwrite: bool) -> None:

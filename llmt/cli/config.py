@@ -9,7 +9,7 @@ from llmt.cli.context import CONTEXT
 from llmt.cli.options import load_asked, with_settings
 from llmt.cli.output import Output
 from llmt.config.base import Section
-from llmt.config.fields import walk_fields
+from llmt.config.fields import json_schema, walk_fields
 from llmt.config.layers import Given
 from llmt.config.load import dump_config, plain, template_names, template_text
 from llmt.config.run import TrainConfig
@@ -52,9 +52,9 @@ def show(
 def schema(out: Output, given: list[Given]) -> None:
     """Print the JSON schema of the configuration."""
     if out.as_json:
-        out.json(TrainConfig.model_json_schema())
+        out.json(json_schema(TrainConfig))
     else:
-        typer.echo(json.dumps(TrainConfig.model_json_schema(), indent=2))
+        typer.echo(json.dumps(json_schema(TrainConfig), indent=2))
 
 
 @app.command("template", context_settings=CONTEXT)

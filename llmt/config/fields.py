@@ -7,6 +7,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from llmt.config.docs import field_docs
+
 
 @dataclass(frozen=True)
 class Field:
@@ -14,7 +16,7 @@ class Field:
 
     Attributes:
         path: Dotted name, such as `training.max_steps`.
-        help: Its docstring, on one line.
+        section: The section that holds it.
         type_name: How its type is called in help texts.
         default: The default value.
         choices: The allowed words, for a choice.
@@ -22,11 +24,16 @@ class Field:
     """
 
     path: str
-    help: str
+    section: type[BaseModel]
     type_name: str
     default: Any
     choices: tuple[str, ...] = ()
     is_flag: bool = False
+
+    @property
+    def help(self) -> str:
+        """Its docstring, on one line."""
+        return field_docs(self.section).get(self.path.rpartition(".")[2], "")
 
     @property
     def default_text(self) -> str:
@@ -45,7 +52,7 @@ def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[Field]:
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from walk_fields(info.annotation, path + ".")
         else:
-            yield _field(path, info)
+            yield _field(path, section, info)
 
 
 def subsections(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -56,7 +63,17 @@ def subsections(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
             yield from subsections(info.annotation, f"{prefix}{name}.")
 
 
-def _field(path: str, info: FieldInfo) -> Field:
+def json_schema(section: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a tree of sections, with the docstring of every setting."""
+    schema = section.model_json_schema()
+    nodes = [(section, schema), *((cls, schema["$defs"][cls.__name__]) for _, cls in subsections(section))]
+    for cls, node in nodes:
+        for name, text in field_docs(cls).items():
+            node["properties"][name]["description"] = text
+    return schema
+
+
+def _field(path: str, section: type[BaseModel], info: FieldInfo) -> Field:
     choices: tuple[str, ...] = ()
     names = set()
     for kind in _alternatives(info.annotation):
@@ -67,8 +84,7 @@ def _field(path: str, info: FieldInfo) -> Field:
     described = "|".join(choices) or {"int": "count", "str": "text", "float": "number", "bool": "true|false"}.get(
         "".join(sorted(names)), "".join(sorted(names))
     )
-    text = " ".join((info.description or "").split())
-    return Field(path, text, described, info.default, choices, names == {"bool"})
+    return Field(path, section, described, info.default, choices, names == {"bool"})
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory, publish_into, staged_directory
 from llmt.checkpoints.files import storage_errors
 from llmt.checkpoints.metadata import Metadata, encode_metadata
-from llmt.checkpoints.saving import save_weights
+from llmt.checkpoints.saving import drop_tied, save_weights
 from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE
 from llmt.errors import UsageError
 from llmt.models.cache import KeyValueCache
@@ -135,8 +135,8 @@ class BaseLanguageModel(nn.Module, ABC):
         return token_loss(hidden, self.output_weight(), labels)
 
     def weights(self) -> dict[str, Tensor]:
-        """Every tensor to save, under the names of the transformers library."""
-        return dict(self.state_dict())
+        """Every tensor to save, under the names of the transformers library; what is one in memory, once."""
+        return drop_tied(self.state_dict())
 
     def saved_name(self, parameter: str) -> str:
         """The name that `weights` has for a name of `named_parameters`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.manifest import hash_file, read_manifest
@@ -85,9 +86,8 @@ def _empty_transformer(values: Mapping[str, Any], reader: WeightReader, name: st
 
 def _class_of(values: Mapping[str, Any], wanted: type[BaseLanguageModel], name: str) -> type[BaseLanguageModel]:
     """The class that opens a configuration: a registered one, llmt's own, or the one that takes any."""
-    found = find_model_class(str(values.get("model_type")))
-    if found is None:
-        found = TransformerLM if is_llama(values) else HuggingFaceModelWrapper
+    found: type[BaseLanguageModel] | None = TransformerLM if is_llama(values) else None
+    found = found or find_model_class(str(values.get("model_type"))) or HuggingFaceModelWrapper
     if issubclass(found, wanted):
         return found
     if wanted is HuggingFaceModelWrapper and found is TransformerLM:
@@ -148,42 +148,49 @@ def _construct(cls: type[BaseLanguageModel], values: Mapping[str, Any], name: st
 
 def _fill(model: BaseLanguageModel, reader: WeightReader, dtype: torch.dtype | None, device: str) -> BaseLanguageModel:
     """Put weights straight into the places of a model; no second copy of them is made."""
-    expected = {name: Described(tensor.dtype, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
-    renamed = _tied_names(expected, reader.described)
+    places = model.state_dict(keep_vars=True)
+    renamed = _tied_names(places, reader.described)
     found = {renamed.get(name, name): described for name, described in reader.described.items()}
     found.pop("", None)
-    _check_names(expected, found, reader.files.directory)
-    state = {
-        renamed.get(name, name): tensor.to(device)
-        for name, tensor in reader.tensors(dtype, mapped=True)
-        if renamed.get(name, name)
-    }
-    model.load_state_dict(state, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return model.to(device)
+    _check_names(places, found, reader.files.directory)
+    # What was one object under two names stays one.
+    tensors: dict[int, Tensor] = {}
+    for name, tensor in reader.tensors(dtype, mapped=True):
+        if (place := places.get(renamed.get(name, name))) is not None:
+            value = tensor.to(device)
+            tensors[id(place)] = nn.Parameter(value, value.is_floating_point()) if _is_parameter(place) else value
+    for name, place in places.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, tensors[id(place)])
+    return model if device == "cpu" else model.to(device)
 
 
-def _tied_names(expected: Mapping[str, Described], found: Mapping[str, Described]) -> dict[str, str]:
+def _is_parameter(place: Tensor) -> bool:
+    return isinstance(place, nn.Parameter)
+
+
+def _tied_names(places: Mapping[str, Tensor], found: Mapping[str, Described]) -> dict[str, str]:
     """Other names for what a file holds, where input and output share one matrix; an empty one leaves it out.
 
     Some writers keep the head and drop the embeddings, some keep both.
     """
-    if TIED_HEAD in expected or EMBEDDINGS not in expected or TIED_HEAD not in found:
+    if TIED_HEAD in places or EMBEDDINGS not in places or TIED_HEAD not in found:
         return {}
     return {TIED_HEAD: "" if EMBEDDINGS in found else EMBEDDINGS}
 
 
-def _check_names(expected: Mapping[str, Described], found: Mapping[str, Described], directory: Path) -> None:
-    """Every expected tensor is there in its shape, and no other."""
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+def _check_names(places: Mapping[str, Tensor], found: Mapping[str, Described], directory: Path) -> None:
+    """Every place is filled in its shape, under one of its names, and nothing is left over."""
+    filled = {id(places[name]) for name in found if name in places}
+    missing = sorted(name for name, place in places.items() if id(place) not in filled)
+    extra = sorted(set(found) - set(places))
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the configuration does not describe"
         more = len(missing) + len(extra) - 1
         raise ModelFileError(f"{directory}: {what}" + (f" (and {more} more names differ)" if more else ""), _GET_AGAIN)
-    for name, described in expected.items():
-        if described.shape != found[name].shape:
+    for name, described in found.items():
+        if described.shape != places[name].shape:
             raise ModelFileError(
-                f"{directory}: {name} has shape {found[name].shape}, the configuration says {described.shape}",
+                f"{directory}: {name} has shape {described.shape}, the configuration says {tuple(places[name].shape)}",
                 _GET_AGAIN,
             )

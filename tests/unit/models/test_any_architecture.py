@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from llmt import BaseLanguageModel, HuggingFaceModelWrapper, load_model, register_model
+from llmt.checkpoints.weights import load_weights
 from llmt.config.model import ModelConfig
 from llmt.errors import ConfigError, HubError, ModelFileError, UsageError
 from llmt.models.fresh import measured_shape, new_model
@@ -147,6 +148,10 @@ class Mean(BaseLanguageModel):
         super().__init__(width=width)
         self.vocab_size, self.context_length = vocab_size, context_length
         self.embed = nn.Embedding(vocab_size, width)
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("forgotten", torch.full((1,), 3.0), persistent=False)
 
     def hidden_states(self, input_ids: Tensor, cache: Any = None, position_ids: Tensor | None = None) -> Tensor:
         return self.embed(input_ids).cumsum(1)
@@ -166,6 +171,9 @@ def test_a_registered_class_is_opened_by_its_name(tmp_path: Path) -> None:
     for again in (load_model(tmp_path / "m"), Mean.from_pretrained(tmp_path / "m")):
         assert isinstance(again, Mean)
         assert torch.equal(again.embed.weight, model.embed.weight)
+        assert again.head.weight is again.embed.weight
+        assert (float(again.scale), float(again.forgotten)) == (1.0, 3.0)
+    assert len(load_weights(tmp_path / "m")) == 2
     assert json.loads((tmp_path / "m" / "config.json").read_text())["width"] == 6
     with pytest.raises(UsageError, match="taken"):
         register_model("llama")(Mean)
