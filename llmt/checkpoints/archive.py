@@ -178,22 +178,6 @@ def _read_value(program: BinaryIO, path: Path) -> object:
         raise ModelFileError(f"{path}: {error}; nothing in it was run", RESAVE) from error
 
 
-class _Bounded(io.BufferedReader):
-    """A file whose beginning alone is read: what describes the numbers, not they."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        """At most `size` bytes; nothing beyond what a description may have."""
-        return super().read(self._allowed(size))
-
-    def readline(self, size: int | None = -1) -> bytes:
-        """A line, as far as it lies where `read` would read."""
-        return super().readline(self._allowed(size))
-
-    def _allowed(self, size: int | None) -> int:
-        room = max(0, MAX_LEGACY_BYTES - self.tell())
-        return room if size is None or size < 0 else min(size, room)
-
-
 def _read_legacy(file: FileIO, path: Path) -> Archive:
     """The format before PyTorch 1.6."""
     storages: dict[str, Storage] = {}
@@ -205,9 +189,9 @@ def _read_legacy(file: FileIO, path: Path) -> Archive:
             raise PickleRefusedError("is damaged (two storages have one key)")
         return known
 
-    with read_errors(path):
-        file.seek(0)
-    reader = _Bounded(file)
+    described = bytearray(min(file_size(file), MAX_LEGACY_BYTES))
+    read(file, 0, memoryview(described), path)
+    reader = io.BytesIO(described)
     try:
         magic, version, machine = (_plain(reader, path) for _ in range(3))
         value = read_pickle(reader, resolve_global, refer)
@@ -215,8 +199,6 @@ def _read_legacy(file: FileIO, path: Path) -> Archive:
         begin = reader.tell()
     except PickleRefusedError as error:
         raise ModelFileError(f"{path}: {error}; nothing in it was run", RESAVE) from error
-    finally:
-        reader.detach()
     if magic != _LEGACY_MAGIC or version != _LEGACY_VERSION or not isinstance(machine, dict):
         raise damaged(path, "it is of no known version")
     if machine.get("little_endian") is not True:

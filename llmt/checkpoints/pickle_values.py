@@ -90,12 +90,20 @@ class _Machine:
     def handle(self, value: object) -> None:
         """Count what one instruction works on: a memo can hand the same long thing to many."""
         items = value if isinstance(value, tuple) else (value,)
-        self.handled += sum(len(item) for item in items if isinstance(item, list | tuple | dict)) + len(items)
+        flat = sum(len(item) for item in items if isinstance(item, tuple))
+        # Each pair of a list becomes a key and a value of a dictionary.
+        nested = sum(len(item) for item in items if isinstance(item, list | dict))
+        self.charge(len(items) + flat + 3 * nested)
+
+    def charge(self, work: int) -> None:
+        """Count work that instructions alone do not bound."""
+        self.handled += work
         if self.handled > _MAX_HANDLED:
             raise PickleRefusedError("works on the same values again and again")
 
     def resolved(self, module: str, name: str) -> Global:
         """What stands for an imported name, made once."""
+        self.charge(5)
         if (module, name) not in self.names:
             self.names[module, name] = self.resolve(module, name)
         return self.names[module, name]
@@ -193,6 +201,7 @@ class _Machine:
         self.take(1)
 
     def refer(self, _: object) -> None:
+        self.charge(6)
         self.stack.append(self.persistent(*self.take(1)))
 
 

@@ -258,14 +258,14 @@ def test_what_is_not_there(inside: Any, finished: Any, listing_of: Any, case: st
     assert listing_of(finished[0]) == before
 
 
-def test_a_folder_of_pytorch_files_is_not_a_model_yet(inside: Any, workplace: Path) -> None:
-    """A model in PyTorch's own format is exit 4, and the hint is the command that converts it."""
+def test_pytorch_files_without_a_configuration(inside: Any, workplace: Path) -> None:
+    """Weights that nothing describes, and a file where a model is asked for, are exit 4 and say what is missing."""
     import torch
 
     (workplace / "old").mkdir()
     torch.save({"w": torch.ones(2)}, workplace / "old" / "pytorch_model.bin")
-    refuse(inside("generate", "old", cwd=workplace), 4, "llmt convert old")
-    refuse(inside("generate", "old/pytorch_model.bin", cwd=workplace), 4, "llmt convert old/pytorch_model.bin")
+    refuse(inside("generate", "old", cwd=workplace), 4, "no config.json that describes them")
+    refuse(inside("generate", "old/pytorch_model.bin", cwd=workplace), 4, "name old, or convert it")
 
 
 def test_a_tokenizer_that_does_not_fit(inside: Any, workplace: Path) -> None:

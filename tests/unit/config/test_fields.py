@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from llmt.config.base import Section
 from llmt.config.data import DataConfig
-from llmt.config.fields import subsections, walk_fields
+from llmt.config.fields import json_schema, subsections, walk_fields
 from llmt.config.model import ModelConfig
 from llmt.config.run import TrainConfig
 from llmt.config.tasks import TASKS
@@ -42,13 +42,13 @@ def test_every_setting_is_explained(name: str) -> None:
 @pytest.mark.parametrize("name", ROOTS)
 def test_the_schema_carries_the_help(name: str) -> None:
     """The JSON schema has every setting with its help text and default, and allows no other."""
-    schema = ROOTS[name].model_json_schema()
+    schema = json_schema(ROOTS[name])
     leaves = schema_leaves(schema, schema)
     assert schema["additionalProperties"] is False
     fields = {field.path: field for field in walk_fields(ROOTS[name])}
     assert set(leaves) == set(fields)
     for path, leaf in leaves.items():
-        assert " ".join(leaf["description"].split()) == fields[path].help
+        assert leaf["description"] == fields[path].help != ""
         default = fields[path].default
         assert leaf["default"] == (list(default) if isinstance(default, tuple) else default)
 
