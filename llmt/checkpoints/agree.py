@@ -1,7 +1,7 @@
 """Two sets of weight files -> do they hold the same model? Neither torch nor much memory is needed."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from llmt.checkpoints.header import TensorInfo, parse_header
 from llmt.checkpoints.pickled import open_pickled
-from llmt.checkpoints.reading import FETCH_AGAIN, open_inside, read_errors, read_exactly, shown
+from llmt.checkpoints.reading import FETCH_AGAIN, read_errors, read_exactly, shown
+from llmt.checkpoints.weightfiles import WeightFiles
 from llmt.errors import ModelFileError
 
 _PIECE = 2**18
@@ -26,7 +27,7 @@ class _Held:
     place: object
 
 
-def disagreement(left: Sequence[Path], right: Sequence[Path]) -> str | None:
+def disagreement(left: WeightFiles, right: WeightFiles) -> str | None:
     """How two sets of weight files differ, or None where they hold the same tensors, byte for byte.
 
     A tensor that is tied to another may stand in one of them alone.
@@ -36,27 +37,27 @@ def disagreement(left: Sequence[Path], right: Sequence[Path]) -> str | None:
     """
     with ExitStack() as stack:
         ours, theirs = _open(stack, left), _open(stack, right)
-        for one, other, file in ((ours, theirs, right[0]), (theirs, ours, left[0])):
+        for one, other, file in ((ours, theirs, right.names[0]), (theirs, ours, left.names[0])):
             tied = {held.place for name, held in one.items() if name in other}
             lacking = sorted(name for name, held in one.items() if name not in other and held.place not in tied)
             if lacking:
-                return f"{file.name} has no {shown(lacking[0])}"
+                return f"{file} has no {shown(lacking[0])}"
         for name in sorted(ours.keys() & theirs.keys()):
             if not _equal(ours[name], theirs[name]):
                 return f"{shown(name)} is not the same in both"
     return None
 
 
-def _open(stack: ExitStack, paths: Sequence[Path]) -> dict[str, _Held]:
+def _open(stack: ExitStack, files: WeightFiles) -> dict[str, _Held]:
     held: dict[str, _Held] = {}
-    for path in paths:
-        if path.suffix == ".safetensors":
-            file = stack.enter_context(open_inside(path.parent, path.name))
+    for name, path in zip(files.names, files.paths, strict=True):
+        if files.format == "safetensors":
+            file = stack.enter_context(files.open(name))
             for info in parse_header(file, path).tensors.values():
                 pieces = partial(_pieces, file, path, info)
                 held[info.name] = _Held(info.dtype, info.shape, pieces, info)
         else:
-            source = stack.enter_context(open_pickled(path))
+            source = stack.enter_context(open_pickled(path, files.open(name)))
             for tensor in source.tensors:
                 pieces = partial(source.read, tensor)
                 held[tensor.name] = _Held(tensor.dtype, tensor.shape, pieces, (path, tensor.place))

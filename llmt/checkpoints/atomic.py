@@ -8,6 +8,7 @@ there before.
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from llmt.checkpoints.reading import open_inside, read_errors
 from llmt.errors import ModelFileError
 
 _PIECE = 2**20
+_OWNER = re.compile(r"-([0-9]{1,9})-[0-9a-f]{8}$", re.ASCII)
 
 
 class StagedDirectory:
@@ -150,6 +152,31 @@ def staged_directory(
                 remove(old)
 
 
+def remove_abandoned(parent: Path) -> None:
+    """Remove temporary folders in `parent` whose process is gone: a killed one leaves them behind.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    for path in sorted(parent.glob(f"{layout.TEMPORARY_PREFIX}*")):
+        owner = _OWNER.search(path.name)
+        if owner is not None and path.is_dir() and not path.is_symlink() and not _lives(int(owner[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this number runs; where the system cannot tell without harm, it is taken to."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
 def set_aside(path: Path, prefix: str) -> Path:
     """Rename a file or folder to `PREFIX-NAME-RANDOM` beside it, durably, and return its new path.
 
@@ -175,7 +202,9 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def publish_into(root: Path, *, extra: Mapping[str, object] | None) -> Iterator[StagedDirectory]:
+def publish_into(
+    root: Path, *, extra: Mapping[str, object] | None, durable: bool = True, alone: bool = False
+) -> Iterator[StagedDirectory]:
     """Fill a finished model; its files replace those of `root`, one by one, when the body is done.
 
     Files of an earlier model that the new one does not overwrite are removed, since a loader might pick
@@ -185,20 +214,24 @@ def publish_into(root: Path, *, extra: Mapping[str, object] | None) -> Iterator[
     Args:
         root: An existing folder. Its other files stay.
         extra: The caller's own fields of the manifest; None for a model without a manifest.
+        durable: Wait for the disk.
+        alone: The small files of the earlier model, such as its tokenizer, go too.
 
     Raises:
         StorageError: The disk refused. Nothing half-written is left under a final name.
     """
-    with _staging(root, "model", hashed=extra is not None) as staged:
+    with _staging(root, "model", hashed=extra is not None, durable=durable) as staged:
         yield staged
         with storage_errors("publishing", root):
             staged.complete(extra)
-            _replace_files(staged, root)
+            names = sorted(staged.names(), key=_publishing_order)
+            stale = _stale_files(root, names) | (set(layout.COMPANIONS) - set(names) if alone else set())
+            _replace_files(staged, root, names, stale)
+            if durable:
+                fsync_directory(root)
 
 
-def _replace_files(staged: StagedDirectory, root: Path) -> None:
-    names = sorted(staged.names(), key=_publishing_order)
-    stale = _stale_files(root, names)
+def _replace_files(staged: StagedDirectory, root: Path, names: list[str], stale: set[str]) -> None:
     # First what makes the old files a model: a kill from here on leaves no model rather than a mixed one.
     for name in (layout.MANIFEST, layout.MODEL_INDEX, layout.PICKLED_INDEX, layout.CONFIG_FILE):
         if name in names or name in stale:
@@ -210,7 +243,6 @@ def _replace_files(staged: StagedDirectory, root: Path) -> None:
         (root / name).unlink(missing_ok=True)
     for name in names[len(weights) :]:
         (staged.path / name).replace(root / name)
-    fsync_directory(root)
 
 
 def _stale_files(root: Path, names: Sequence[str]) -> set[str]:
@@ -243,7 +275,7 @@ def _publishing_order(name: str) -> tuple[int, str]:
 
 @contextmanager
 def _staging(parent: Path, name: str, *, hashed: bool, durable: bool = True) -> Iterator[StagedDirectory]:
-    path = parent / f"{layout.TEMPORARY_PREFIX}{name}-{secrets.token_hex(4)}"
+    path = parent / f"{layout.TEMPORARY_PREFIX}{name}-{os.getpid()}-{secrets.token_hex(4)}"
     with storage_errors("creating a folder", path):
         path.mkdir()
     try:

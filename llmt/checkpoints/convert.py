@@ -11,14 +11,23 @@ from typing import TypeAlias
 from llmt.checkpoints import layout
 from llmt.checkpoints.casting import FloatName, cast_dtype
 from llmt.checkpoints.copying import WORKERS, Placed, verify_tensors, write_tensors
-from llmt.checkpoints.detect import WeightFiles, find_weights
+from llmt.checkpoints.detect import find_weights
 from llmt.checkpoints.dtypes import DTYPE_BYTES
 from llmt.checkpoints.files import require_free_space
 from llmt.checkpoints.header import encode_header, file_order, read_header
-from llmt.checkpoints.output import companions, copy_companions, folder_beside, output_directory, require_free_output
+from llmt.checkpoints.metadata import with_dtype
+from llmt.checkpoints.output import (
+    companions,
+    copy_companions,
+    folder_beside,
+    output_directory,
+    require_companions,
+    require_free_output,
+)
 from llmt.checkpoints.pickled import PickledFile, PickledTensor, open_pickled
-from llmt.checkpoints.reading import FETCH_AGAIN, shown
+from llmt.checkpoints.reading import FETCH_AGAIN, read_json, shown
 from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE, ShardPlan, index_json, plan_shards
+from llmt.checkpoints.weightfiles import WeightFiles
 from llmt.errors import ModelFileError, StorageError
 
 _PREFERRED = "model.embed_tokens.weight"
@@ -140,7 +149,8 @@ def convert_to_safetensors(
     """
     found = find_weights(source, "pytorch")
     output = output or folder_beside(source, "safetensors")
-    require_free_output(output, source, overwrite)
+    require_free_output(output, [source, *found.paths], overwrite)
+    require_companions(found.directory)
     name = layout.ADAPTER_MODEL if found.names == (layout.PICKLED_ADAPTER,) else layout.MODEL_FILE
     yield from run_conversion(ConvertPlan(found, output, name, max_shard_size, dtype, verify, dry_run))
 
@@ -149,7 +159,7 @@ def run_conversion(plan: ConvertPlan) -> Iterator[ConvertEvent]:
     """Execute a plan; events and errors as `convert_to_safetensors`."""
     start = time.monotonic()
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_pickled(path)) for path in plan.source.paths]
+        opened = [stack.enter_context(open_pickled(path, plan.source.open(path.name))) for path in plan.source.paths]
         chosen, tied = _choose_tensors(plan.source, opened)
         sizes = {name: _size(tensor, plan.dtype) for name, (_, tensor) in chosen.items()}
         shards = plan_shards(sizes, plan.max_shard_size, plan.file)
@@ -185,11 +195,16 @@ def _choose_tensors(source: WeightFiles, opened: list[PickledFile]) -> tuple[_Ch
                 raise ModelFileError(f"{file.path}: {shown(tensor.name)} is in another file too", FETCH_AGAIN)
             named[tensor.name] = (file, tensor)
     if source.listed is not None:
-        held = {name: file.path.name for name, (file, _) in named.items()}
+        held = {tensor.written: file.path.name for file, tensor in named.values()}
         differing = sorted(name for name, _ in held.items() ^ source.listed.items())
         if differing:
             index = source.directory / layout.PICKLED_INDEX
             raise ModelFileError(f"{index}: it and its files disagree about {shown(differing[0])}", FETCH_AGAIN)
+    return _once(named) if _may_tie(source) else (named, {})
+
+
+def _once(named: _Chosen) -> tuple[_Chosen, dict[str, str]]:
+    """Of tied tensors one, the embedding before any other; and the names left out for the names kept."""
     keepers: dict[tuple[object, ...], str] = {}
     for name, (file, tensor) in named.items():
         if name == _PREFERRED or (file, tensor.place) not in keepers:
@@ -204,6 +219,15 @@ def _choose_tensors(source: WeightFiles, opened: list[PickledFile]) -> tuple[_Ch
     return chosen, tied
 
 
+def _may_tie(source: WeightFiles) -> bool:
+    """Whether a reader of the result would find a tensor that is left out: not where the configuration ties nothing."""
+    if not (source.directory / layout.CONFIG_FILE).is_file():
+        return True
+    values = read_json(source.directory, layout.CONFIG_FILE)
+    # Llamas are not tied unless they say so; of others, silence may mean either.
+    return bool(values.get("tie_word_embeddings", values.get("model_type") not in ("llama", "mistral")))
+
+
 def _size(tensor: PickledTensor, dtype: FloatName | None) -> int:
     return math.prod(tensor.shape) * DTYPE_BYTES[cast_dtype(tensor.dtype, dtype)]
 
@@ -211,7 +235,7 @@ def _size(tensor: PickledTensor, dtype: FloatName | None) -> int:
 def _lay_out(plan: ConvertPlan, name: str, tensors: list[tuple[PickledFile, PickledTensor]]) -> _File:
     by_name = {tensor.name: (file, tensor) for file, tensor in tensors}
     order = file_order((tensor.name, cast_dtype(tensor.dtype, plan.dtype), tensor.shape) for _, tensor in tensors)
-    header = encode_header(order, plan.source.metadata)
+    header = encode_header(order, with_dtype(plan.source.metadata, plan.dtype))
     placed, begin = [], len(header)
     for member, dtype, _ in order:
         placed.append(Placed(*by_name[member], dtype, begin))
@@ -237,7 +261,7 @@ def _write(plan: ConvertPlan, shards: ShardPlan, files: list[_File]) -> Iterator
                     done += count
                     yield ConvertProgress(done, total, file.name)
         if len(files) > 1:
-            index = index_json(shards, plan.source.metadata)
+            index = index_json(shards, with_dtype(plan.source.metadata, plan.dtype))
             staged.write_file(f"{plan.file}.index.json", index.encode())
         copy_companions(staged, plan.source.directory, plan.dtype)
 

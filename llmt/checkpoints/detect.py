@@ -5,16 +5,16 @@ The names of a model's weights are `model.safetensors`, `pytorch_model.bin`, the
 same numbers. Where none does, the one PyTorch file of any name is meant.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.layout import Format
 from llmt.checkpoints.reading import FETCH_AGAIN, is_plain_name, open_inside, read_errors, read_json, shown
 from llmt.checkpoints.sharding import is_shard_file_name
+from llmt.checkpoints.weightfiles import WeightFiles
 from llmt.errors import ModelFileError
 
+_ADAPTERS = (layout.ADAPTER_MODEL, layout.PICKLED_ADAPTER)
 _MAX_INDEX = 16 * 2**20
 _ENDINGS = (".bin", ".pt", ".pth")
 _NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args", "random_states")
@@ -26,30 +26,6 @@ _NAMES: dict[str, Format] = {
     layout.PICKLED_ADAPTER: "pytorch",
     **dict.fromkeys(layout.PICKLED_NAMES, "pytorch"),
 }
-
-
-@dataclass(frozen=True)
-class WeightFiles:
-    """The weight files of one model.
-
-    Attributes:
-        format: What they are.
-        directory: Where they lie.
-        names: Their names.
-        listed: Tensor name -> file name, where an index says so.
-        metadata: What the index says besides, by key.
-    """
-
-    format: Format
-    directory: Path
-    names: tuple[str, ...]
-    listed: Mapping[str, str] | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Where each file lies."""
-        return tuple(self.directory / name for name in self.names)
 
 
 def find_weights(path: Path, wanted: Format | None = None) -> WeightFiles:
@@ -68,11 +44,14 @@ def find_weights(path: Path, wanted: Format | None = None) -> WeightFiles:
         return _single_file(path, wanted)
     with read_errors(path):
         present = sorted(entry.name for entry in path.iterdir())
-    files = [name for name in present if (path / name).is_file()]
+    # A link that leads nowhere counts: what it stood for is missing, and nothing else is meant instead.
+    files = [name for name in present if not (path / name).is_dir()]
     found = [_read_named(path, name) for name, kind in _NAMES.items() if name in files and wanted in (None, kind)]
     # An index stands beside the files that it lists; that is one model and not two.
     listed = {name for each in found if each.listed is not None for name in each.names}
     sets = [each for each in found if each.listed is not None or each.names[0] not in listed]
+    # An adapter may lie beside the model that it belongs to.
+    sets = [each for each in sets if each.names[0] not in _ADAPTERS] or sets
     if not sets:
         return _lone_file(path, files, present, wanted)
     _require_agreement(path, sets)
@@ -83,7 +62,7 @@ def _require_agreement(directory: Path, sets: list[WeightFiles]) -> None:
     from llmt.checkpoints.agree import disagreement
 
     for other in sets[1:]:
-        if difference := disagreement(sets[0].paths, other.paths):
+        if difference := disagreement(sets[0], other):
             names = " and ".join(each.names[0] for each in (sets[0], other))
             raise ModelFileError(
                 f"{directory}: holds {names}, and they differ: {difference}",
@@ -103,12 +82,12 @@ def _lone_names(present: list[str]) -> list[str]:
 
 
 def _single_file(path: Path, wanted: Format | None) -> WeightFiles:
-    kind: Format = "safetensors" if path.suffix == ".safetensors" else "pytorch"
+    kind: Format = "safetensors" if path.name.endswith((".safetensors", layout.MODEL_INDEX)) else "pytorch"
+    if wanted not in (None, kind):
+        raise ModelFileError(f"{path}: is not a file of {wanted}", f"name a file of {wanted}, or a directory with one")
     if path.name.endswith(".index.json"):
         return find_weights_of_index(path)
-    if wanted not in (None, kind):
-        raise ModelFileError(f"{path}: is not a file of {wanted}", "leave safe_serialization out")
-    return WeightFiles(kind, path.parent, (path.name,))
+    return WeightFiles(kind, path.parent, (path.name,), named=True)
 
 
 def _read_named(directory: Path, name: str) -> WeightFiles:
@@ -159,6 +138,5 @@ def find_weights_of_index(path: Path) -> WeightFiles:
         open_inside(directory, name).close()
     metadata = content.get("metadata")
     kept = metadata.items() if isinstance(metadata, dict) else ()
-    return WeightFiles(
-        kind, directory, names, weight_map, {key: value for key, value in kept if isinstance(value, str)}
-    )
+    text = {key: str(value) for key, value in kept if key != "total_size" and isinstance(value, str | int | float)}
+    return WeightFiles(kind, directory, names, weight_map, text)

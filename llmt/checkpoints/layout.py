@@ -47,6 +47,7 @@ COMPANIONS = (
     TOKENIZER_CONFIG,
     CHAT_TEMPLATE,
     ADAPTER_CONFIG,
+    "training.json",  # how llmt's tokenizer was learnt
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",

@@ -67,6 +67,8 @@ def read_manifest(directory: Path) -> Manifest | None:
         if not path.exists():
             return None
     content = read_json(directory, layout.MANIFEST)
+    if not {"format", "files"} & content.keys():  # another program's
+        return None
     if content.get("format") != FORMAT:
         raise UnknownFormatError(
             f"{path}: format {shown(content.get('format'))}, this llmt reads format {FORMAT}",

@@ -58,3 +58,11 @@ def _mapping(values: Mapping[str, str], name: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def with_dtype(values: Mapping[str, str], dtype: str | None) -> Mapping[str, str]:
+    """Text values whose configuration names the dtype that the weights were converted to; None changes nothing."""
+    config = _mapping(values, "config")
+    if dtype is None or not config:
+        return values
+    return {**values, "config": json.dumps({**config, "dtype": dtype}, separators=(",", ":"), sort_keys=True)}

@@ -30,11 +30,12 @@ _GATHERED = 4 * 2**20
 class PickledTensor:
     """One tensor of the file.
 
-    `dtype` is the safetensors name; `strides` are in elements; `offset` is in bytes from the start of the
-    storage.
+    `written` is its name in the file, with the prefixes of wrappers; `dtype` is the safetensors name; `strides` are in
+    elements; `offset` is in bytes from the start of the storage.
     """
 
     name: str
+    written: str
     dtype: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -171,21 +172,25 @@ class PickledFile:
 
 
 @contextmanager
-def open_pickled(path: Path) -> Iterator[PickledFile]:
+def open_pickled(path: Path, opened: FileIO | None = None) -> Iterator[PickledFile]:
     """Open a file of `torch.save`, find the state dict in it, and check everything but the numbers.
 
     The state dict is the value itself, or what stands in it under `model_state_dict`, `state_dict`, `model`
     or `module`. Prefixes of wrappers (`module.`, `_orig_mod.`, `_fsdp_wrapped_module.`) are removed from the
     names. The rest is ignored.
 
+    Args:
+        path: Where it lies.
+        opened: The file itself, where it was opened already; it is closed at the end.
+
     Raises:
         ModelFileError: Missing, damaged, unsafe, or of a kind that llmt does not read; the message says
             which.
     """
-    with open_file(path) as file:
+    with open_file(path) if opened is None else opened as file:
         archive = read_archive(file, path)
         found = find_state_dict(archive.value, path)
-        tensors = tuple(_locate(name, view, archive, path) for name, view in found.views.items())
+        tensors = tuple(_locate(name, found.written[name], view, archive, path) for name, view in found.views.items())
         distinct = {tensor.place: tensor.nbytes for tensor in tensors}
         stored = sum(storage.size for storage in {tensor.storage for tensor in tensors})
         if sum(distinct.values()) > MAX_EXPANSION * stored:
@@ -194,7 +199,7 @@ def open_pickled(path: Path) -> Iterator[PickledFile]:
         yield PickledFile(path, file, tensors, found.left_out)
 
 
-def _locate(name: str, view: TensorView, archive: Archive, path: Path) -> PickledTensor:
+def _locate(name: str, written: str, view: TensorView, archive: Archive, path: Path) -> PickledTensor:
     """Find a tensor's bytes and check that it stays inside its storage."""
     piece = archive.pieces.get(view.storage.key)
     if piece is None:
@@ -202,7 +207,7 @@ def _locate(name: str, view: TensorView, archive: Archive, path: Path) -> Pickle
     if view.dtype not in DTYPE_BYTES:
         raise ModelFileError(f"{path}: {shown(name)} is {view.dtype}, which safetensors cannot hold", RESAVE)
     width = DTYPE_BYTES[view.dtype]
-    tensor = PickledTensor(name, view.dtype, view.shape, view.strides, piece, view.offset * width)
+    tensor = PickledTensor(name, written, view.dtype, view.shape, view.strides, piece, view.offset * width)
     last = view.offset + _span(tensor)
     if view.storage.nbytes != piece.size or last * width > piece.size:
         raise damaged(path, f"the tensor {shown(name)} reaches beyond its storage")

@@ -108,6 +108,8 @@ def resolve_model_directory(path: Path, root: Path = Path(layout.RUNS_DIRECTORY)
         return path
     if (path / layout.ADAPTER_CONFIG).is_file() and (path / layout.ADAPTER_MODEL).is_file():
         return path
+    if (path / layout.ADAPTER_CONFIG).is_file() and (path / layout.PICKLED_ADAPTER).is_file():
+        raise ModelFileError(f"{path}: its adapter is in PyTorch's format", f"llmt convert {path}")
     if holds_weights(path):
         raise ModelFileError(f"{path}: has weights, and no {layout.CONFIG_FILE} that describes them", _suggest(root))
     raise ModelFileError(f"{path}: has no {layout.CONFIG_FILE} and {layout.MODEL_FILE}", _suggest(root))

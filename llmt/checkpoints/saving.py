@@ -28,6 +28,7 @@ def save_weights(
     save_format: Format = "safetensors",
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     metadata: Mapping[str, str] | None = None,
+    single: str | None = None,
 ) -> list[str]:
     """Write a model's tensors as `model.safetensors` or `pytorch_model.bin`, or as shards and their index.
 
@@ -39,6 +40,7 @@ def save_weights(
         max_shard_size: Bytes of tensors per file.
         metadata: Text to keep with them: in the header of each file and in the index. Files of PyTorch have no
             header, so that there is always an index beside them.
+        single: The name of a single file, from which those of shards are made; None takes that of a model.
 
     Returns:
         The names of the files written.
@@ -48,7 +50,7 @@ def save_weights(
         ValueError: A tensor that safetensors cannot hold (sparse, quantised, complex128).
     """
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
-    single = layout.MODEL_FILE if save_format == "safetensors" else layout.PICKLED_MODEL
+    single = single or (layout.MODEL_FILE if save_format == "safetensors" else layout.PICKLED_MODEL)
     plan = plan_shards(sizes, max_shard_size, single)
     for file, names in plan.files.items():
         members = {name: tensors[name] for name in names}
@@ -56,7 +58,7 @@ def save_weights(
             save_tensors(directory, file, members, metadata)
         else:
             _save_pickled(directory, file, members)
-    if len(plan.files) == 1 and save_format == "safetensors":
+    if len(plan.files) == 1 and (save_format == "safetensors" or single == layout.PICKLED_ADAPTER):
         return list(plan.files)
     _write(directory, f"{single}.index.json", index_json(plan, metadata).encode())
     return [*plan.files, f"{single}.index.json"]

@@ -15,9 +15,10 @@ _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.
 
 @dataclass(frozen=True)
 class StateDict:
-    """The tensors of a model by name, and the names of what else stood in the file."""
+    """The tensors of a model by name, their names in the file, and the names of what else stood there."""
 
     views: dict[str, TensorView]
+    written: dict[str, str]
     left_out: tuple[str, ...]
 
 
@@ -46,7 +47,9 @@ def find_state_dict(value: object, path: Path) -> StateDict:
         raise ModelFileError(f"{path}: holds no state dict (a dictionary of tensors)", RESAVE)
     for key, item in value.items():
         _check_entry(key, item, path)
-    return StateDict(_plain_names(value, path), tuple(left_out))
+    plain = _plain_names(value, path)
+    views = {plain[key]: view for key, view in value.items()}
+    return StateDict(views, {name: key for key, name in plain.items()}, tuple(left_out))
 
 
 def _check_entry(key: object, item: object, path: Path) -> None:
@@ -59,7 +62,8 @@ def _check_entry(key: object, item: object, path: Path) -> None:
         raise ModelFileError(f"{path}: {shown(key)} is not the name of a parameter", RESAVE)
 
 
-def _plain_names(views: dict[str, TensorView], path: Path) -> dict[str, TensorView]:
+def _plain_names(views: dict[str, TensorView], path: Path) -> dict[str, str]:
+    """Name in the file -> the name without the prefixes of wrappers."""
     plain = {}
     for key in views:
         name = key
@@ -73,4 +77,4 @@ def _plain_names(views: dict[str, TensorView], path: Path) -> dict[str, TensorVi
         raise ModelFileError(f"{path}: one of its tensors has no usable name", RESAVE)
     if len(set(plain.values())) != len(plain):
         raise ModelFileError(f"{path}: two tensors have one name without the prefixes of wrappers", RESAVE)
-    return {plain[key]: view for key, view in views.items()}
+    return plain

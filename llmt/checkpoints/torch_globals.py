@@ -61,6 +61,7 @@ _HARMLESS = frozenset(
         (("numpy.core.multiarray", "numpy._core.multiarray"), ("_reconstruct", "scalar")),
         (("numpy",), ("dtype", "ndarray")),
         (("torch",), ("Size", "device")),
+        (("torch.torch_version",), ("TorchVersion",)),
     )
     for module in modules
     for name in names

@@ -21,14 +21,15 @@ from torch import Tensor
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.archive import Piece
-from llmt.checkpoints.detect import WeightFiles, find_weights
+from llmt.checkpoints.detect import find_weights
 from llmt.checkpoints.files import FileRecord
 from llmt.checkpoints.header import Header, TensorInfo, parse_header
 from llmt.checkpoints.layout import Format
-from llmt.checkpoints.manifest import hash_file, read_manifest
+from llmt.checkpoints.manifest import Manifest, hash_file, read_manifest
 from llmt.checkpoints.pickled import PickledFile, PickledTensor, open_pickled
-from llmt.checkpoints.reading import FETCH_AGAIN, PARALLEL, open_file, open_inside, read_errors, read_exactly, shown
+from llmt.checkpoints.reading import FETCH_AGAIN, PARALLEL, read_errors, read_exactly, shown
 from llmt.checkpoints.torch_dtypes import DTYPES
+from llmt.checkpoints.weightfiles import WeightFiles
 from llmt.errors import ModelFileError
 
 _AHEAD = 3
@@ -54,13 +55,11 @@ class WeightReader:
         files: Which they are.
         described: The tensors by name.
         metadata: Text that was saved with them.
-        verified: Whether a manifest lists them, so that they are compared with it.
     """
 
     files: WeightFiles
     described: Mapping[str, Described]
     metadata: Mapping[str, str]
-    verified: bool
     _read: Callable[[torch.dtype | None, bool], Named] = field(repr=False)
 
     def tensors(self, dtype: torch.dtype | None = None, *, mapped: bool = False) -> Named:
@@ -89,24 +88,31 @@ def open_weights(path: Path, wanted: Format | None = None) -> Iterator[WeightRea
     """
     files = find_weights(path, wanted)
     manifest = read_manifest(files.directory)
+    if manifest is not None and not files.named:
+        _require_listed(files, manifest)
     records = {name: manifest.files.get(name) if manifest is not None else None for name in files.names}
     with ExitStack() as stack:
         if files.format == "safetensors":
-            yield _open_safetensors(stack, files, records, lone=not path.is_dir())
+            yield _open_safetensors(stack, files, records)
         else:
             yield _open_pickled(stack, files, records)
 
 
-def _open_safetensors(
-    stack: ExitStack, files: WeightFiles, records: Mapping[str, FileRecord | None], *, lone: bool
-) -> WeightReader:
+def _require_listed(files: WeightFiles, manifest: Manifest) -> None:
+    """The weights that a manifest lists are there: what stands beside them is not taken in their place."""
+    listed = [name for name in manifest.files if layout.is_weight_file(name)]
+    missing = [name for name in listed if not (files.directory / name).exists()]
+    if missing:
+        raise ModelFileError(f"{files.directory}: damaged: {missing[0]} is missing", FETCH_AGAIN)
+
+
+def _open_safetensors(stack: ExitStack, files: WeightFiles, records: Mapping[str, FileRecord | None]) -> WeightReader:
     opened: list[tuple[FileIO, Path, Header, FileRecord | None]] = []
     described: dict[str, Described] = {}
     metadata = dict(files.metadata)
     for name in files.names:
         path = files.directory / name
-        # A file that the user names may be a link; one that a directory or an index names may not.
-        file = stack.enter_context(open_file(path) if lone and files.listed is None else open_inside(path.parent, name))
+        file = stack.enter_context(files.open(name))
         header = parse_header(file, path)
         _check_index(files, name, header.tensors.keys())
         described |= {info.name: Described(DTYPES[info.dtype], info.shape) for info in header.tensors.values()}
@@ -120,8 +126,7 @@ def _open_safetensors(
             else:
                 yield from _read_file(file, path, header, record, dtype)
 
-    verified = bool(records) and all(record is not None for record in records.values())
-    return WeightReader(files, described, metadata, verified, read)
+    return WeightReader(files, described, metadata, read)
 
 
 def _check_index(files: WeightFiles, name: str, held: Iterable[str]) -> None:
@@ -210,8 +215,8 @@ def _open_pickled(stack: ExitStack, files: WeightFiles, records: Mapping[str, Fi
         path = files.directory / name
         if (record := records[name]) is not None and hash_file(files.directory, name) != record:
             raise ModelFileError(f"{path}: damaged: sha256 is not that of the manifest", FETCH_AGAIN)
-        file = stack.enter_context(open_pickled(path))
-        _check_index(files, name, [tensor.name for tensor in file.tensors])
+        file = stack.enter_context(open_pickled(path, files.open(name)))
+        _check_index(files, name, [tensor.written for tensor in file.tensors])
         described |= {tensor.name: Described(DTYPES[tensor.dtype], tensor.shape) for tensor in file.tensors}
         opened.append(file)
 
@@ -219,8 +224,7 @@ def _open_pickled(stack: ExitStack, files: WeightFiles, records: Mapping[str, Fi
         for file in opened:
             yield from _read_pickled(file, dtype)
 
-    verified = bool(records) and all(record is not None for record in records.values())
-    return WeightReader(files, described, dict(files.metadata), verified, read)
+    return WeightReader(files, described, dict(files.metadata), read)
 
 
 def _read_pickled(file: PickledFile, dtype: torch.dtype | None) -> Named:

@@ -105,8 +105,8 @@ def _show(out: Output, report: "ConvertReport", limit: int) -> None:
         out.result(f"  {name}  copied")
     for note in _notes(report, limit):
         out.say(f"note: {note}")
-    if report.written and layout.CONFIG_FILE in report.copied:
-        out.say(f"next:  llmt eval {report.output}")
+    if report.written and {layout.CONFIG_FILE, layout.TOKENIZER_FILE} <= set(report.copied):
+        out.say(f"next:  llmt generate {report.output} --prompt Once")
 
 
 def _notes(report: "ConvertReport", limit: int) -> Iterator[str]:
@@ -171,13 +171,13 @@ def merge_lora(
 ) -> None:
     """Add an adapter to its base and write one full model."""
     from llmt.export.merge import merge_adapter
+    from llmt.models.hub import local_path
 
     settings = load_task("merge_lora", MergeSettings, flags=given).config
-    target = Path(settings.output_dir or f"{Path(adapter)}-merged")
-    merge_adapter(
+    target = merge_adapter(
         Path(adapter),
-        base=None if settings.base is None else Path(settings.base),
-        output=target,
+        base=None if settings.base is None else local_path(settings.base),
+        output=None if settings.output_dir is None else Path(settings.output_dir),
         max_shard_size=settings.max_shard_size,
         overwrite=settings.overwrite,
     )

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.files import NewFile, fsync_directory, new_file, require_free_space, storage_errors, write_at
-from llmt.checkpoints.reading import open_file, read_json, shown
+from llmt.checkpoints.output import folder_beside
+from llmt.checkpoints.reading import FETCH_AGAIN, open_file, read_json, shown
 from llmt.checkpoints.runs import resolve_model_directory
 from llmt.checkpoints.weights import Described, WeightReader, open_weights
 from llmt.config.model import ModelConfig
@@ -43,7 +44,6 @@ _LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127}
 # llama.cpp treats tokens of models with these words in their name in ways of its own, or fails over them.
 _NAMES_WITH_MEANING = ("phi3", "phi-3", "modern-bert")
 _OTHER_MODEL = "transformers runs it; llama.cpp's own convert_hf_to_gguf.py may know it"
-_GET_AGAIN = "download or convert it again"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def export_gguf(
     values = _llama_values(directory)
     config, vocab_size, context = parse_llama_config(values, str(directory / layout.CONFIG_FILE))
     tokenizer = read_gguf_tokenizer(directory, vocab_size, _ends(directory, values))
-    output = output or directory.absolute().with_name(f"{directory.resolve().name}-{dtype}.gguf")
+    output = output or folder_beside(directory, f"{dtype}.gguf")
     _require_free(output, overwrite)
     with open_weights(directory) as reader:
         planned = _plan(gguf, reader, config, vocab_size, dtype)
@@ -249,13 +249,13 @@ def _check_tensors(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     """Every expected tensor is there, in its shape and as plain numbers, and no other."""
     if differing := sorted(expected.keys() ^ found.keys()):
         what = "lacks" if differing[0] in expected else "holds, beside what its configuration describes,"
-        raise ModelFileError(f"{directory}: {what} {shown(differing[0])}", _GET_AGAIN)
+        raise ModelFileError(f"{directory}: {what} {shown(differing[0])}", FETCH_AGAIN)
     for name, shape in expected.items():
         if found[name].shape != shape or not found[name].dtype.is_floating_point:
             raise ModelFileError(
                 f"{directory}: {name} is {found[name].dtype} of shape {found[name].shape}, expected are numbers of "
                 f"shape {shape}",
-                _GET_AGAIN,
+                FETCH_AGAIN,
             )
 
 
@@ -329,7 +329,7 @@ def _write_tensors(gguf: ModuleType, file: NewFile, reader: WeightReader, planne
             try:
                 data = _encode(gguf, values, planned[name].type)
             except OverflowError as error:
-                hint = "export it as bf16 or f32" if np.isfinite(values).all() else _GET_AGAIN
+                hint = "export it as bf16 or f32" if np.isfinite(values).all() else FETCH_AGAIN
                 raise ModelFileError(f"{reader.files.directory}: {name}: {error}", hint) from None
             write_at(file.fileno(), places[name], data.view(np.uint8).data)
 

@@ -4,11 +4,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmt.checkpoints import layout
 from llmt.checkpoints.agree import disagreement
 from llmt.checkpoints.files import require_free_space
-from llmt.checkpoints.output import companions, copy_companions, folder_beside, output_directory, require_free_output
+from llmt.checkpoints.output import (
+    companions,
+    copy_companions,
+    folder_beside,
+    output_directory,
+    require_companions,
+    require_free_output,
+)
 from llmt.checkpoints.saving import save_weights
 from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE
+from llmt.checkpoints.weightfiles import WeightFiles
 from llmt.checkpoints.weights import open_weights
 from llmt.errors import StorageError
 
@@ -57,16 +66,23 @@ def convert_to_pytorch(
     start = time.monotonic()
     output = output or folder_beside(source, "pytorch")
     with open_weights(source, "safetensors") as reader:
-        require_free_output(output, source, overwrite)
+        require_free_output(output, [source, *reader.files.paths], overwrite)
+        require_companions(reader.files.directory)
         tensors = dict(reader.tensors(mapped=True))
         size = sum(tensor.nbytes for tensor in tensors.values())
         require_free_space(output, size)
         with output_directory(output, durable=True) as staged:
+            adapter = reader.files.names == (layout.ADAPTER_MODEL,)
             names = save_weights(
-                staged, tensors, save_format="pytorch", max_shard_size=max_shard_size, metadata=reader.metadata
+                staged,
+                tensors,
+                save_format="pytorch",
+                max_shard_size=max_shard_size,
+                metadata=reader.metadata,
+                single=layout.PICKLED_ADAPTER if adapter else layout.PICKLED_MODEL,
             )
-            written = [staged.path / name for name in names if not name.endswith(".json")]
-            if difference := disagreement(reader.files.paths, written):
+            written = tuple(name for name in names if not name.endswith(".json"))
+            if difference := disagreement(reader.files, WeightFiles("pytorch", staged.path, written)):
                 raise StorageError(f"{output}: was not written as it was read: {difference}", "check the disk")
             copy_companions(staged, reader.files.directory)
     return PytorchReport(

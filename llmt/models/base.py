@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,11 @@ from llmt.checkpoints.files import storage_errors
 from llmt.checkpoints.metadata import Metadata, encode_metadata
 from llmt.checkpoints.saving import drop_tied, save_weights
 from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE
-from llmt.errors import UsageError
+from llmt.errors import BusyOutputError, UsageError
 from llmt.models.cache import KeyValueCache
 from llmt.models.loss import TokenLoss, token_loss
 from llmt.models.resize import check_size, resize_vocabulary
+from llmt.tokenizers.base import Tokenizer, special_ids
 from llmt.units import parse_size
 
 
@@ -37,13 +38,6 @@ class Extras:
 
     token_ids: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
-
-
-class SavesItself(Protocol):
-    """A tokenizer of llmt or of transformers."""
-
-    def save_pretrained(self, directory: Any) -> Any:
-        """Write its files into a directory that exists."""
 
 
 def where_given(position_ids: Tensor | None) -> dict[str, Tensor]:
@@ -215,7 +209,7 @@ class BaseLanguageModel(nn.Module, ABC):
         safe_serialization: bool = True,
         max_shard_size: int | str = "5GB",
         *,
-        tokenizer: "SavesItself | None" = None,
+        tokenizer: Tokenizer | None = None,
         token_ids: Mapping[str, int | None] | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> Path:
@@ -235,12 +229,14 @@ class BaseLanguageModel(nn.Module, ABC):
 
         Raises:
             ValueError: The size is none.
+            BusyOutputError: The directory is a run, or a checkpoint of one.
             StorageError: The disk refused.
         """
         path, limit = Path(directory), parse_size(max_shard_size)
         if tokenizer is not None:
-            ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
-            token_ids = {**ids, **(token_ids or {})}
+            token_ids = {**special_ids(tokenizer), **(token_ids or {})}
+        if (path / layout.RUN_CONFIG).exists() or (path / layout.STATE).exists():
+            raise BusyOutputError(f"{path}: is a run or its checkpoint, and its record would not fit", "name another")
         with storage_errors("creating a folder", path):
             path.parent.mkdir(parents=True, exist_ok=True)
         publish = publish_into if path.is_dir() else staged_directory
@@ -287,13 +283,22 @@ class BaseLanguageModel(nn.Module, ABC):
         )
         config = {**self.model_config(), **ids, "dtype": dtype}
         staged.write_json(layout.CONFIG_FILE, config)
-        staged.write_json(layout.GENERATION_CONFIG, {"do_sample": True, **self.extras.generation, **ids})
+        staged.write_json(layout.GENERATION_CONFIG, self._generation(ids))
         metadata = replace(
             self.metadata, config=config, training=self.metadata.training if training is None else training
         )
         save_weights(
             staged, tensors, save_format=save_format, max_shard_size=max_shard_size, metadata=encode_metadata(metadata)
         )
+
+    def _generation(self, ids: Mapping[str, Any]) -> dict[str, Any]:
+        """`generation_config.json`: the one that was loaded, and the special ids where it does not hold them."""
+        loaded = dict(self.extras.generation or {"do_sample": True})
+        for name, value in ids.items():
+            several = loaded.get(name)
+            if not (isinstance(several, list) and value in several):
+                loaded[name] = value
+        return loaded
 
 
 def choose_format(safe_serialization: bool) -> layout.Format:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llmt.checkpoints.reading import shown
+from llmt.checkpoints.reading import FETCH_AGAIN, shown
 from llmt.errors import ModelFileError
 
 _CODE = ("auto_map", "custom_generate", "custom_pipelines", "_attn_implementation_internal")
@@ -45,5 +45,5 @@ def require_layers(layers: object, tensors: int, name: str) -> None:
     if isinstance(layers, int) and layers > tensors:
         raise ModelFileError(
             f"{name}: describes {layers:,} layers, and the weights are {tensors:,} tensors",
-            "download or convert it again",
+            FETCH_AGAIN,
         )

@@ -65,14 +65,15 @@ def complete_config(
 
 
 def measured_shape(config: ModelConfig, vocab_size: int, context_length: int) -> tuple[dict[str, Any], int]:
-    """The `config.json` and the number of parameters of what `new_model` would make, without making it.
+    """The `config.json` and the number of parameters of what `new_model` would make.
 
     Raises:
         UsageError: No class is registered under the name.
         ConfigError: transformers has no such architecture, or a value has no meaning for it.
     """
     nothing = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    with torch.device("meta"):
+    # A class of one's own may look at numbers while it is made.
+    with torch.device("cpu" if config.custom else "meta"):
         model = new_model(config, vocab_size, context_length, 0, nothing)
     return model.model_config(), model.num_parameters()
 
@@ -91,5 +92,5 @@ def _registered(values: Mapping[str, Any], vocab_size: int, context_length: int,
     torch.manual_seed(seed)
     try:
         return cls(**sizes, **options)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UsageError(f"model.custom: {cls.__name__}: {error}", "give the arguments of its constructor") from None

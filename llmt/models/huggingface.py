@@ -2,7 +2,8 @@
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, final
@@ -10,7 +11,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from llmt.checkpoints.reading import shown
+from llmt.checkpoints.reading import FETCH_AGAIN, shown
 from llmt.checkpoints.weights import WeightReader
 from llmt.errors import MissingPackageError, ModelFileError, UsageError
 from llmt.models.attention import document_visibility
@@ -25,8 +26,6 @@ MASK_WANTED = ("biogpt", "falcon", "opt", "xglm")
 
 _MEANINGLESS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError)
 """What building a model raises for values that its architecture has no meaning for."""
-
-_GET_AGAIN = "download or convert it again"
 
 
 @final
@@ -124,7 +123,7 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
                     None,
                     config=config,
                     state_dict=tensors,
-                    dtype=dtype or "auto",
+                    dtype=dtype or _common_dtype(tensors.values()),
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
                 )
@@ -232,6 +231,15 @@ def _value(config: Any, name: str) -> Any:
     return config.to_dict().get(config.attribute_map.get(name, name))
 
 
+def _common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The number format of most floating weights."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] += tensor.numel()
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
+
+
 def _reason(error: BaseException) -> str:
     """What an error of a library says, on one line of bounded length."""
     return " ".join(str(error).split())[:300] or type(error).__name__
@@ -247,7 +255,7 @@ def _check_report(report: Mapping[str, Any], directory: str) -> None:
         names = sorted(str(item[0]) if isinstance(item, tuple) else str(item) for item in report[key])
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise ModelFileError(f"{directory}: {what} {names[0]}{more}, unlike its configuration", _GET_AGAIN)
+            raise ModelFileError(f"{directory}: {what} {names[0]}{more}, unlike its configuration", FETCH_AGAIN)
 
 
 @contextmanager

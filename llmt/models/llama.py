@@ -62,8 +62,9 @@ def _turns_plainly(values: Mapping[str, Any]) -> bool:
 
 def context_of(values: Mapping[str, Any]) -> int | None:
     """The longest context that a `config.json` names, in tokens; None where it names none."""
-    found = values.get("max_position_embeddings") or values.get("n_positions")
-    return int(found) if found else None
+    names = ("max_position_embeddings", "n_positions", "context_length")
+    found = next((values[name] for name in names if values.get(name)), None)
+    return found if isinstance(found, int) else None
 
 
 def foreign_shape(values: Mapping[str, Any]) -> ModelConfig:
@@ -113,6 +114,6 @@ def parse_llama_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfi
         return config, int(values["vocab_size"]), context
     except KeyError as error:
         raise ModelFileError(f"{name}: {error.args[0]} is missing", "download the model again") from None
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise ModelFileError(f"{name}: {reason}", "download the model again") from None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmt.checkpoints import layout
 from llmt.checkpoints.manifest import hash_file, read_manifest
 from llmt.checkpoints.metadata import decode_metadata
-from llmt.checkpoints.reading import read_json
+from llmt.checkpoints.reading import FETCH_AGAIN, read_json
 from llmt.checkpoints.weights import Described, WeightReader, open_weights
 from llmt.errors import ModelFileError
 from llmt.models.base import BaseLanguageModel, Extras
@@ -26,7 +26,6 @@ EMBEDDINGS = "model.embed_tokens.weight"
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Lengths of one kind of use: they would override what other programs ask for.
 _NOT_KEPT = ("max_new_tokens", "max_length", "_from_model_config", "transformers_version")
-_GET_AGAIN = "download or convert it again"
 
 
 def load_model(
@@ -81,7 +80,7 @@ def _empty_transformer(values: Mapping[str, Any], reader: WeightReader, name: st
         with torch.device("meta"):
             return TransformerLM(config, vocab_size, context)
     except (RuntimeError, OverflowError) as error:
-        raise ModelFileError(f"{name}: {str(error).splitlines()[0]}", _GET_AGAIN) from None
+        raise ModelFileError(f"{name}: {str(error).splitlines()[0]}", FETCH_AGAIN) from None
 
 
 def _class_of(values: Mapping[str, Any], wanted: type[BaseLanguageModel], name: str) -> type[BaseLanguageModel]:
@@ -109,7 +108,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
     record = None if manifest is None else manifest.files.get(layout.CONFIG_FILE)
     if record is not None and hash_file(directory, layout.CONFIG_FILE) != record:
-        raise ModelFileError(f"{directory / layout.CONFIG_FILE}: is not the one that was written", _GET_AGAIN)
+        raise ModelFileError(f"{directory / layout.CONFIG_FILE}: is not the one that was written", FETCH_AGAIN)
     return read_json(directory, layout.CONFIG_FILE)
 
 
@@ -141,9 +140,9 @@ def _construct(cls: type[BaseLanguageModel], values: Mapping[str, Any], name: st
     try:
         return cls(vocab_size=values["vocab_size"], context_length=values["max_position_embeddings"], **options)
     except KeyError as error:
-        raise ModelFileError(f"{name}: {error.args[0]} is missing", _GET_AGAIN) from None
-    except TypeError as error:
-        raise ModelFileError(f"{name}: {cls.__name__} cannot be made of it: {error}", _GET_AGAIN) from None
+        raise ModelFileError(f"{name}: {error.args[0]} is missing", FETCH_AGAIN) from None
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise ModelFileError(f"{name}: {cls.__name__} cannot be made of it: {error}", FETCH_AGAIN) from None
 
 
 def _fill(model: BaseLanguageModel, reader: WeightReader, dtype: torch.dtype | None, device: str) -> BaseLanguageModel:
@@ -151,32 +150,31 @@ def _fill(model: BaseLanguageModel, reader: WeightReader, dtype: torch.dtype | N
     places = model.state_dict(keep_vars=True)
     renamed = _tied_names(places, reader.described)
     found = {renamed.get(name, name): described for name, described in reader.described.items()}
-    found.pop("", None)
     _check_names(places, found, reader.files.directory)
     # What was one object under two names stays one.
     tensors: dict[int, Tensor] = {}
     for name, tensor in reader.tensors(dtype, mapped=True):
-        if (place := places.get(renamed.get(name, name))) is not None:
-            value = tensor.to(device)
-            tensors[id(place)] = nn.Parameter(value, value.is_floating_point()) if _is_parameter(place) else value
+        place, value = places[renamed.get(name, name)], tensor.to(device)
+        if id(place) in tensors and not torch.equal(tensors[id(place)], value):
+            raise ModelFileError(
+                f"{reader.files.directory}: {name} differs from the tensor that the configuration ties it to",
+                FETCH_AGAIN,
+            )
+        trained = value.is_floating_point() and place.requires_grad
+        tensors[id(place)] = nn.Parameter(value, trained) if isinstance(place, nn.Parameter) else value
     for name, place in places.items():
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, tensors[id(place)])
     return model if device == "cpu" else model.to(device)
 
 
-def _is_parameter(place: Tensor) -> bool:
-    return isinstance(place, nn.Parameter)
-
-
 def _tied_names(places: Mapping[str, Tensor], found: Mapping[str, Described]) -> dict[str, str]:
-    """Other names for what a file holds, where input and output share one matrix; an empty one leaves it out.
+    """Other names for what a file holds, where input and output share one matrix.
 
     Some writers keep the head and drop the embeddings, some keep both.
     """
-    if TIED_HEAD in places or EMBEDDINGS not in places or TIED_HEAD not in found:
-        return {}
-    return {TIED_HEAD: "" if EMBEDDINGS in found else EMBEDDINGS}
+    tied = TIED_HEAD not in places and EMBEDDINGS in places and TIED_HEAD in found
+    return {TIED_HEAD: EMBEDDINGS} if tied else {}
 
 
 def _check_names(places: Mapping[str, Tensor], found: Mapping[str, Described], directory: Path) -> None:
@@ -187,10 +185,10 @@ def _check_names(places: Mapping[str, Tensor], found: Mapping[str, Described], d
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the configuration does not describe"
         more = len(missing) + len(extra) - 1
-        raise ModelFileError(f"{directory}: {what}" + (f" (and {more} more names differ)" if more else ""), _GET_AGAIN)
+        raise ModelFileError(f"{directory}: {what}" + (f" (and {more} more names differ)" if more else ""), FETCH_AGAIN)
     for name, described in found.items():
         if described.shape != places[name].shape:
             raise ModelFileError(
                 f"{directory}: {name} has shape {described.shape}, the configuration says {tuple(places[name].shape)}",
-                _GET_AGAIN,
+                FETCH_AGAIN,
             )

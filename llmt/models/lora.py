@@ -42,6 +42,7 @@ class LoraModel(BaseLanguageModel):
         self.peft = get_peft_model(base, peft_config, autocast_adapter_dtype=True)
         self.vocab_size = base.vocab_size
         self.context_length = base.context_length
+        self.metadata, self.extras = base.metadata, base.extras
 
     @property
     def base(self) -> BaseLanguageModel:

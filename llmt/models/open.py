@@ -30,7 +30,8 @@ def open_model(path: Path, adapter: Path | None, device: str) -> tuple[BaseLangu
         if adapter is not None:
             raise ModelFileError(f"{path}: is an adapter itself", f"llmt generate BASE --adapter {path}")
         base = resolve_model_directory(base_of(directory))
-        return load_adapter(load_model(base, device=device), directory).to(device), directory
+        adapted = load_adapter(load_model(base, device=device), directory).to(device)
+        return adapted, tokenizer_directory(directory, base)
     model = load_model(directory, device=device)
     if adapter is None:
         return model, directory
@@ -40,6 +41,11 @@ def open_model(path: Path, adapter: Path | None, device: str) -> tuple[BaseLangu
 def is_adapter(directory: Path) -> bool:
     """Whether a directory holds an adapter and no whole model."""
     return (directory / layout.ADAPTER_CONFIG).is_file() and not (directory / layout.CONFIG_FILE).is_file()
+
+
+def tokenizer_directory(adapter: Path, base: Path) -> Path:
+    """The directory that holds the tokenizer of an adapter: its own, or the base's where peft wrote none."""
+    return adapter if (adapter / layout.TOKENIZER_FILE).is_file() else base
 
 
 def base_of(directory: Path) -> Path:

@@ -68,19 +68,31 @@ def known_models() -> list[str]:
 
 
 def _import_plugin(name: str) -> None:
-    """Import a module by its name, or a file by its path."""
+    """Import a module by its name, or a file by its path, once."""
     try:
         if not name.endswith(".py"):
             importlib.import_module(name)
-            return
-        path = Path(name).resolve()
-        if path.stem in sys.modules:
-            return
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise UsageError(f"LLMT_PLUGINS: {name} is not there", "name a module or a .py file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
-    except ImportError as error:
+        else:
+            _import_file(Path(name).resolve())
+    except (ImportError, SyntaxError, OSError) as error:
         raise UsageError(f"LLMT_PLUGINS: {name} cannot be imported: {error}", "name a module or a .py file") from error
+
+
+def _import_file(path: Path) -> None:
+    known = sys.modules.get(path.stem)
+    if known is not None and known.__dict__.get("__file__") == str(path):
+        return
+    # A file may have the name of a module that is loaded already.
+    name = path.stem if known is None else f"llmt_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if name in sys.modules or spec is None or spec.loader is None:
+        return
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    whole = False
+    try:
+        spec.loader.exec_module(module)
+        whole = True
+    finally:
+        if not whole:
+            del sys.modules[name]

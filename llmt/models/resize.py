@@ -74,6 +74,8 @@ def resize_vocabulary(model: nn.Module, head: Tensor, size: int) -> nn.Embedding
     heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.weight is head]
     for linear in heads:
         linear.weight = resized(linear.weight, size)
+        if linear.bias is not None:
+            linear.bias = resized(linear.bias, size)
         linear.out_features = size
     embeddings[0].weight = resized(embeddings[0].weight, size)
     embeddings[0].num_embeddings = size

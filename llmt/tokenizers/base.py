@@ -309,3 +309,12 @@ class WholeStream:
 
 BaseTokenizer = Tokenizer
 """The name under which people's own subclasses know it."""
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The special ids that a model directory names; None where the tokenizer has no such token."""
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }

@@ -28,9 +28,10 @@ from llmt.models.transformer import TransformerLM
 from llmt.system.estimate import Workload, checkpoint_bytes
 from llmt.system.machine import inspect_machine, measure_speed, try_compile
 from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, plan_run
+from llmt.tokenizers.base import special_ids
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.directory import clear_directory
-from llmt.training.keeper import RunKeeper, read_checkpoint, read_state, token_ids
+from llmt.training.keeper import RunKeeper, read_checkpoint, read_state
 from llmt.training.optim import Optimizer
 from llmt.training.resume import check_same_run, pin_plan, weights_fingerprint
 from llmt.training.schedule import Schedule, warmup_steps
@@ -183,7 +184,7 @@ def _with_working_compiler(plan: RunPlan, config: TrainConfig) -> RunPlan:
 
 def within_context(config: TrainConfig, base: Path | None) -> tuple[TrainConfig, tuple[PlanLine, ...]]:
     """The configuration with blocks no longer than the model's context, and the line of the plan that says so."""
-    values = config.model.huggingface if base is None else read_config(base)
+    values = {**config.model.huggingface, **config.model.custom} if base is None else read_config(base)
     context = context_of(values)
     asked = config.data.block_size
     if context is None or asked <= context:
@@ -237,7 +238,7 @@ def _model(
         if isinstance(model, TransformerLM):
             model.set_dropout(config.model.attention_dropout, config.model.hidden_dropout)
     else:
-        ids = token_ids(corpus.tokenizer)
+        ids = special_ids(corpus.tokenizer)
         fresh = new_model(config.model, corpus.tokenizer.vocab_size, config.data.block_size, config.seed, ids)
         model = fresh.to(plan.device)
     if isinstance(model, TransformerLM):
@@ -323,5 +324,10 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     else:
         saved = {w.name: trainer.model.saved_name(w.name) for w in trainer.optimizer.weights}
         masters = {name: weights[key] for name, key in saved.items() if key in weights}
+        with torch.no_grad():
+            # What is not trained belongs to the model too: buffers, and parameters that its class froze.
+            for key, tensor in trainer.model.weights().items():
+                if key in weights and key not in saved.values():
+                    tensor.copy_(weights[key])
     trainer.optimizer.load(masters, optimizer)
     trainer.resume(state)

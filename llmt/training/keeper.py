@@ -19,7 +19,7 @@ from llmt.config.run import TrainConfig
 from llmt.models.base import BaseLanguageModel
 from llmt.models.lora import LoraModel, write_adapter
 from llmt.system.plan import RunPlan
-from llmt.tokenizers.base import Tokenizer
+from llmt.tokenizers.base import Tokenizer, special_ids
 from llmt.training.card import model_card
 from llmt.training.optim import Optimizer
 from llmt.training.report import StepReport
@@ -108,7 +108,7 @@ class RunKeeper:
         self._model.write(
             staged,
             weights=weights,
-            token_ids=token_ids(self._tokenizer),
+            token_ids=special_ids(self._tokenizer),
             save_format=self._config.training.save_format,
             training=training,
         )
@@ -158,15 +158,6 @@ def read_state(checkpoint: Checkpoint) -> RunState:
         ModelFileError: It is of another format version.
     """
     return parse_state(read_json(checkpoint.path, layout.STATE), str(checkpoint.path / layout.STATE))
-
-
-def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
-    """The special ids that a model directory names."""
-    return {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
 
 
 def _json(value: dict[str, Any]) -> str:

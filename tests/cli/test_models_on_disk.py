@@ -80,6 +80,51 @@ def test_another_architecture_resumes_bit_by_bit(inside: Any, workplace: Path) -
     assert (config["model_type"], config["n_positions"], config["vocab_size"]) == ("gpt2", 16, 300)
 
 
+COUNTING = """
+import torch
+from torch import nn
+from llmt import BaseLanguageModel, register_model
+
+@register_model("counting_of_test")
+class Counting(BaseLanguageModel):
+    def __init__(self, vocab_size, context_length):
+        super().__init__()
+        self.vocab_size, self.context_length = vocab_size, context_length
+        self.embed = nn.Embedding(vocab_size, 8)
+        self.fixed = nn.Parameter(torch.randn(8), requires_grad=False)
+        self.register_buffer("passes", torch.zeros(1))
+
+    def hidden_states(self, input_ids, cache=None, position_ids=None):
+        if self.training:
+            self.passes += 1
+        return self.embed(input_ids) * self.fixed + self.passes / 1000
+
+    def output_weight(self):
+        return self.embed.weight
+"""
+
+
+def test_a_class_of_ones_own_resumes_bit_by_bit(inside: Any, workplace: Path) -> None:
+    """What is not trained, a buffer that counts and a frozen parameter, is resumed too; the context bounds the block."""
+    (workplace / "counting.py").write_text(COUNTING)
+    try:
+        plugin = {"LLMT_PLUGINS": "counting.py"}
+        shape = ("--custom", "model_type=counting_of_test,context_length=12")
+        base = ("train", "--data", "text.txt", "--vocab-size", "300", *shape, *SMALL, "--name", "whole")
+        done = inside(*base, cwd=workplace, env=plugin)
+        assert done.code == 0, done.err
+        assert "the context of the model, 16 was asked" in done.err
+        runs = workplace / "runs"
+        shutil.copytree(runs / "whole", runs / "parts")
+        shutil.rmtree(runs / "parts" / "checkpoint-6")
+        again = inside("train", "runs/parts", "--resume", cwd=workplace, env=plugin)
+        assert again.code == 0, again.err
+        assert tensors_equal(runs / "parts" / "checkpoint-6", runs / "whole" / "checkpoint-6")
+        assert float(load_weights(runs / "parts" / "checkpoint-6")["passes"]) >= 6
+    finally:
+        sys.modules.pop("counting", None)
+
+
 @pytest.mark.parametrize(("flags", "code", "named"), [
     (("--huggingface", "model_type=gpt2", "--hidden-size", "8"), 2, "--hidden-size"),
     (("--huggingface", "n_layer=2"), 2, "model_type"),

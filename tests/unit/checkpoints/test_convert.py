@@ -1,6 +1,7 @@
 """PyTorch files to safetensors, with torch.load and transformers as oracles."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -356,3 +357,97 @@ def test_conversion_needs_neither_torch_nor_much_memory(tmp_path: Path) -> None:
     )
     assert int(done.stdout or 0) < 50_000
     assert load_weights(tmp_path / "m-safetensors")["t9"].sum() == 1_500_000
+
+
+def test_an_empty_output_that_is_filled_meanwhile_keeps_what_came(tmp_path: Path) -> None:
+    """A file that appears in an empty output folder during the conversion stays; the folder itself may be `.`."""
+    torch.save({"a": torch.ones(4)}, tmp_path / "m.pt")
+    (tmp_path / "out").mkdir()
+    events = convert_to_safetensors(tmp_path / "m.pt", tmp_path / "out")
+    next(events)
+    (tmp_path / "out" / "precious.txt").write_text("mine")
+    list(events)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"precious.txt", layout.MODEL_FILE}
+
+
+@pytest.mark.parametrize("mark", ["config.yaml", "LOCK", "state.json", "checkpoint-5"])
+def test_a_run_is_not_overwritten(tmp_path: Path, mark: str) -> None:
+    """A directory with weights that is a run, or a checkpoint of one, is left alone whatever is asked."""
+    torch.save({"a": torch.ones(4)}, tmp_path / "m.pt")
+    convert(tmp_path / "m.pt", tmp_path / "run")
+    (tmp_path / "run" / mark).mkdir() if mark == "checkpoint-5" else (tmp_path / "run" / mark).write_text("")
+    with pytest.raises(BusyOutputError, match="is a run"):
+        convert(tmp_path / "m.pt", tmp_path / "run", overwrite=True)
+
+
+def test_a_source_that_is_a_link_protects_the_folder_that_was_named(tmp_path: Path) -> None:
+    """Where a named file is a link into another folder, neither folder is the output."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    torch.save({"a": torch.ones(4)}, tmp_path / "blobs" / "abc")
+    (tmp_path / "snapshot" / "pytorch_model.bin").symlink_to("../blobs/abc")
+    for output in ("blobs", "snapshot"):
+        with pytest.raises(BusyOutputError, match="holds the source"):
+            convert(tmp_path / "snapshot" / "pytorch_model.bin", tmp_path / output, overwrite=True)
+    with pytest.raises(ModelFileError, match="link out of its directory"):
+        convert(tmp_path / "snapshot", tmp_path / "out")
+    assert convert(tmp_path / "snapshot" / "pytorch_model.bin", tmp_path / "out").tensors == 1
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path: Path) -> None:
+    """A temporary folder of a process that is gone goes with the next conversion; that of a living one stays."""
+    torch.save({"a": torch.ones(4)}, tmp_path / "m.pt")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for process in (gone.pid, os.getpid()):
+        (tmp_path / f".tmp-m-safetensors-{process}-0123abcd").mkdir()
+    (tmp_path / ".tmp-mine").mkdir()
+    convert(tmp_path / "m.pt")
+    left = {path.name for path in tmp_path.iterdir()} - {"m.pt", "m-safetensors"}
+    assert left == {".tmp-mine", f".tmp-m-safetensors-{os.getpid()}-0123abcd"}
+
+
+def test_prefixes_in_shards_and_their_index_are_taken_off(tmp_path: Path) -> None:
+    """An index that lists the names with the prefixes of wrappers is that of its shards."""
+    tensors = shards(tmp_path)
+    names = sorted(path.name for path in tmp_path.glob("*.bin"))
+    for name in names:
+        torch.save({f"_orig_mod.{k}": v for k, v in torch.load(tmp_path / name).items()}, tmp_path / name)
+    index = json.loads((tmp_path / layout.PICKLED_INDEX).read_text())
+    index["weight_map"] = {f"_orig_mod.{name}": file for name, file in index["weight_map"].items()}
+    (tmp_path / layout.PICKLED_INDEX).write_text(json.dumps(index))
+    assert load_weights(tmp_path).keys() == tensors.keys()
+    report = convert(tmp_path / layout.PICKLED_INDEX)
+    assert report.output == tmp_path.with_name(f"{tmp_path.name}-safetensors")
+    assert load_weights(report.output).keys() == tensors.keys()
+
+
+def test_shared_tensors_stay_two_where_the_configuration_ties_nothing(tmp_path: Path) -> None:
+    """A head that shares memory with the embedding is written where `config.json` says that they are two."""
+    shared = torch.ones(4, 2)
+    for number, config in enumerate(({"tie_word_embeddings": False}, {"model_type": "llama"}, {"model_type": "gpt2"})):
+        source = tmp_path / str(number)
+        source.mkdir()
+        torch.save({"model.embed_tokens.weight": shared, "lm_head.weight": shared}, source / "pytorch_model.bin")
+        (source / "config.json").write_text(json.dumps(config))
+        assert len(load_weights(convert(source).output)) == (1 if config.get("model_type") == "gpt2" else 2)
+
+
+def test_a_link_among_the_small_files_is_found_before_the_work(tmp_path: Path) -> None:
+    """A companion that leads out of the directory stops a dry run too."""
+    source = tmp_path / "m"
+    source.mkdir()
+    torch.save({"a": torch.ones(4)}, source / "pytorch_model.bin")
+    (tmp_path / "elsewhere.json").write_text("{}")
+    (source / "config.json").symlink_to("../elsewhere.json")
+    with pytest.raises(ModelFileError, match="link out of its directory"):
+        convert(source, dry_run=True)
+
+
+def test_a_checkpoint_with_many_parameters_and_their_moments_is_read(tmp_path: Path) -> None:
+    """12,000 parameters with two moments each, a long list of numbers and a version object stand in nobody's way."""
+    model = {f"p{i}": torch.ones(1) for i in range(12_000)}
+    state = {i: {"exp_avg": torch.ones(1), "exp_avg_sq": torch.ones(1), "step": 1.0} for i in range(12_000)}
+    checkpoint = {"model": model, "optimizer": {"state": state}, "losses": [0.5] * 200_000}
+    torch.save({**checkpoint, "torch_version": torch.__version__}, tmp_path / "m.pt")
+    assert convert(tmp_path / "m.pt", dry_run=True).tensors == 12_000

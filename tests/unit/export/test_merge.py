@@ -67,9 +67,17 @@ def test_what_stands_there_is_kept(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(BusyOutputError) as caught:
         _merge(adapter, tmp_path / "merged")
     assert caught.value.exit_code == 10
-    (tmp_path / "merged" / "stale.txt").write_text("old")
+    (tmp_path / "merged" / "notes.txt").write_text("mine")
+    (tmp_path / "merged" / "model-00001-of-00002.safetensors").write_text("old")
     _merge(adapter, tmp_path / "merged", overwrite=True)
-    assert not (tmp_path / "merged" / "stale.txt").exists()
+    assert (tmp_path / "merged" / "notes.txt").exists()
+    assert not (tmp_path / "merged" / "model-00001-of-00002.safetensors").exists()
+    for source in (adapter, tmp_path / "base"):
+        with pytest.raises(BusyOutputError, match="is the source itself"):
+            _merge(adapter, source, overwrite=True)
+    (tmp_path / "merged" / "checkpoint-5").mkdir()
+    with pytest.raises(BusyOutputError, match="is a run"):
+        _merge(adapter, tmp_path / "merged", overwrite=True)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("keep")
     with pytest.raises(BusyOutputError, match="no model"):

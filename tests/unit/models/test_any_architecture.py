@@ -185,9 +185,51 @@ def test_a_registered_class_is_opened_by_its_name(tmp_path: Path) -> None:
         new_model(ModelConfig(custom={"model_type": "mean_of_test", "depth": 6}), 9, 8, 1, IDS)
 
 
-@pytest.mark.parametrize("name", ["./nowhere.py", "no_such_module_of_llmt"])
-def test_a_plugin_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """`LLMT_PLUGINS` with a missing file or module is exit code 2 and names it."""
+class Frozen(Mean):
+    def __init__(self, vocab_size: int, context_length: int) -> None:
+        super().__init__(vocab_size, context_length)
+        self.options = {}
+        self.head = nn.Linear(4, vocab_size)
+        self.embed.weight.requires_grad_(False)
+        self.register_buffer("seen", torch.zeros(1))
+        self.rates = [float(x) for x in torch.linspace(0, 1, 3)]
+
+    def output_weight(self) -> Tensor:
+        return self.head.weight
+
+
+def test_what_a_class_froze_and_counts_survives(tmp_path: Path) -> None:
+    """Frozen parameters stay frozen, buffers and a bias of the head come back, and a resized model opens again."""
+    register_model("frozen_of_test")(Frozen)
+    values, _ = measured_shape(ModelConfig(custom={"model_type": "frozen_of_test"}), 9, 8)
+    assert values["model_type"] == "frozen_of_test"
+    model = Frozen(9, 8)
+    model.seen += 7
+    model.resize_token_embeddings(12)
+    model.save_pretrained(tmp_path / "m")
+    again = Frozen.from_pretrained(tmp_path / "m")
+    assert (again.embed.weight.requires_grad, again.head.weight.requires_grad) == (False, True)
+    assert float(again.seen) == 7.0
+    assert again.head.bias.shape == (12,)
+
+
+@pytest.mark.parametrize("name", ["./nowhere.py", "no_such_module_of_llmt", "broken.py"])
+def test_a_plugin_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """`LLMT_PLUGINS` with a missing file or module, or one that is no Python, is exit code 2 and names it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("class\n")
     monkeypatch.setenv("LLMT_PLUGINS", name)
     with pytest.raises(UsageError, match="LLMT_PLUGINS"):
         new_model(ModelConfig(custom={"model_type": "unknown"}), 9, 8, 1, IDS)
+
+
+def test_a_plugin_may_have_the_name_of_a_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file `types.py` is loaded although Python has a module of that name."""
+    (tmp_path / "types.py").write_text(
+        "from llmt import register_model\nfrom test_any_architecture import Mean\n"
+        "register_model('named_like_a_module')(type('Named', (Mean,), {}))\n"
+    )
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("LLMT_PLUGINS", str(tmp_path / "types.py"))
+    model = new_model(ModelConfig(custom={"model_type": "named_like_a_module"}), 9, 8, 1, IDS)
+    assert type(model).__name__ == "Named"

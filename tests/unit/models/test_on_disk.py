@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmt import BaseLanguageModel, HFTokenizerWrapper, HuggingFaceModelWrapper, TransformerLM, load_model
 from llmt.checkpoints.convert import convert_to_safetensors
 from llmt.checkpoints.layout import Format
-from llmt.errors import LlmtError, ModelFileError
+from llmt.errors import BusyOutputError, LlmtError, ModelFileError
 from llmt.export.pytorch import convert_to_pytorch
 from llmt.tokenizers.train import train_tokenizer
 
@@ -189,7 +189,10 @@ def test_special_ids_and_generation_survive(make: Make, tmp_path: Path) -> None:
     load_model(tmp_path / "a").save_pretrained(tmp_path / "b")
     assert json.loads((tmp_path / "b" / "config.json").read_text())["eos_token_id"] == 3
     found = json.loads((tmp_path / "b" / "generation_config.json").read_text())
-    assert found == {"do_sample": True, "temperature": 0.7, "top_k": 5, "eos_token_id": 3}
+    assert found == {"temperature": 0.7, "top_k": 5, "eos_token_id": 3}
+    (tmp_path / "a" / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 5]}))
+    load_model(tmp_path / "a").save_pretrained(tmp_path / "c")
+    assert json.loads((tmp_path / "c" / "generation_config.json").read_text()) == {"eos_token_id": [3, 5]}
 
 
 # Traps of transformers 5
@@ -342,6 +345,89 @@ def test_another_class_is_not_made_of_it(make: Make, gpt2: Path, tmp_path: Path)
     model.save_pretrained(tmp_path / "m")
     wrapped = HuggingFaceModelWrapper.from_pretrained(tmp_path / "m")
     assert torch.allclose(logits(wrapped, ids), logits(model, ids), atol=1e-5, rtol=0)
+
+
+def test_nothing_else_is_taken_where_listed_weights_are_missing(make: Make, tmp_path: Path) -> None:
+    """A manifest whose weights are gone, and a link that leads nowhere, are errors beside older PyTorch files."""
+    model = make()
+    for name in ("a", "b"):
+        model.save_pretrained(tmp_path / name)
+        torch.save(model.weights(), tmp_path / name / "pytorch_model.bin")
+        (tmp_path / name / "model.safetensors").unlink()
+    with pytest.raises(ModelFileError, match=r"model\.safetensors is missing"):
+        load_model(tmp_path / "a")
+    (tmp_path / "b" / "MANIFEST.json").unlink()
+    load_model(tmp_path / "b")
+    (tmp_path / "b" / "model.safetensors").symlink_to("gone")
+    with pytest.raises(ModelFileError, match=r"model\.safetensors"):
+        load_model(tmp_path / "b")
+
+
+@pytest.mark.parametrize("linked", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.safetensors"])
+def test_weights_that_are_links_out_are_refused(make: Make, tmp_path: Path, linked: str) -> None:
+    """In a directory or an index, a weight file of either format may not lead elsewhere."""
+    make().save_pretrained(tmp_path / "m", linked.endswith("safetensors"), "60KB" if "-of-" in linked else "1GB")
+    (tmp_path / "m" / "MANIFEST.json").unlink()
+    (tmp_path / "m" / linked).rename(tmp_path / "outside")
+    (tmp_path / "m" / linked).symlink_to("../outside")
+    with pytest.raises(ModelFileError, match="link out of its directory"):
+        load_model(tmp_path / "m")
+
+
+def test_a_format_that_was_asked_for_holds_for_an_index_too(make: Make, tmp_path: Path) -> None:
+    """True refuses an index of PyTorch files, False one of safetensors."""
+    make().save_pretrained(tmp_path / "pt", False, "20KB")
+    make().save_pretrained(tmp_path / "st", True, "20KB")
+    for path, safe in (("pt/pytorch_model.bin.index.json", True), ("st/model.safetensors.index.json", False)):
+        with pytest.raises(ModelFileError, match="is not a file of"):
+            load_model(tmp_path / path, safe_serialization=safe)
+        load_model(tmp_path / path, safe_serialization=not safe)
+
+
+def test_a_tied_head_that_differs_is_not_dropped(make: Make, tmp_path: Path) -> None:
+    """Where the configuration ties two matrices and the file holds two that differ, neither is taken."""
+    from safetensors.torch import save_file
+
+    model = make(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "MANIFEST.json").unlink()
+    weights = {name: tensor.clone() for name, tensor in model.weights().items()}
+    save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1}, tmp_path / "m/model.safetensors")
+    with pytest.raises(ModelFileError, match="ties it to"):
+        load_model(tmp_path / "m")
+
+
+def test_an_adapter_beside_its_model_is_no_second_model(make: Make, tmp_path: Path) -> None:
+    """Weights of an adapter count only where there are none of a model."""
+    from safetensors.torch import save_file
+
+    make().save_pretrained(tmp_path / "m")
+    save_file({"lora_A": torch.ones(1)}, tmp_path / "m" / "adapter_model.safetensors")
+    load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("mark", ["config.yaml", "state.json"])
+def test_a_run_is_not_saved_over(make: Make, tmp_path: Path, mark: str) -> None:
+    """A model is not saved into a run or a checkpoint, whose record would no longer fit."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / mark).write_text("")
+    with pytest.raises(BusyOutputError):
+        make().save_pretrained(tmp_path / "run")
+
+
+@pytest.mark.parametrize("value", [None, "many", -1, 10**15, [1]])
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "rope_theta"])
+def test_values_without_meaning_are_refused(make: Make, tmp_path: Path, key: str, value: object) -> None:
+    """A size that is no size ends in exit code 4, whichever class would be made."""
+    make().save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "MANIFEST.json").unlink()
+    values = json.loads((tmp_path / "m" / "config.json").read_text()) | {key: value}
+    values.pop("rope_parameters")
+    (tmp_path / "m" / "config.json").write_text(json.dumps(values))
+    if key == "rope_theta" and value in (None, 10**15):
+        return
+    with pytest.raises(ModelFileError):
+        load_model(tmp_path / "m")
 
 
 # PyTorch files only for a reason
