@@ -105,7 +105,7 @@ class Counting(BaseLanguageModel):
 
 
 def test_a_class_of_ones_own_resumes_bit_by_bit(inside: Any, workplace: Path) -> None:
-    """What is not trained, a buffer that counts and a frozen parameter, is resumed too; the context bounds the block."""
+    """What is not trained, a buffer that counts and a frozen parameter, is resumed too; its context bounds blocks."""
     (workplace / "counting.py").write_text(COUNTING)
     try:
         plugin = {"LLMT_PLUGINS": "counting.py"}
