@@ -41,6 +41,18 @@ class RMSNorm(nn.Module):
         return self.weight * scaled.to(x.dtype)
 
 
+class Projection(nn.Linear):
+    """A linear layer without bias, which draws no numbers where there is no memory for them."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights, unless they are a shape alone."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn the two halves of every `(B, H, T, E)` head by the angle of its position."""
     cos, sin = rotation
@@ -57,10 +69,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         width, keys = config.num_attention_heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_proj = Projection(config.hidden_size, width)
+        self.k_proj = Projection(config.hidden_size, keys)
+        self.v_proj = Projection(config.hidden_size, keys)
+        self.o_proj = Projection(width, config.hidden_size)
 
     def forward(self, x: Tensor, rotation: Rotation, cache: KeyValueCache | None, visible: Tensor | None) -> Tensor:
         """`(B, T, D)` to `(B, T, D)`."""
@@ -81,9 +93,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Projection(config.hidden_size, config.intermediate_size)
+        self.up_proj = Projection(config.hidden_size, config.intermediate_size)
+        self.down_proj = Projection(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, T, D)` to `(B, T, D)`."""
@@ -140,7 +152,7 @@ class TransformerLM(BaseLanguageModel):
         self.gradient_checkpointing = False
         self.model = Decoder(config, vocab_size)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, vocab_size, bias=False)
+            self.lm_head = Projection(config.hidden_size, vocab_size)
 
     def initialize(self, seed: int) -> None:
         """Draw all weights anew: normal with `initializer_range`, norms 1, and 0 in the layers that write to the
