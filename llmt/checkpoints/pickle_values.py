@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 Build = Callable[[tuple[object, ...]], object]
 
-MAX_INSTRUCTIONS = 1_600_000
+MAX_INSTRUCTIONS = 1_000_000
 _MAX_HANDLED = 1_500_000
 _MAX_REASON = 200
 # Integers this large can be chosen so that all of them fall into one place of a dictionary.
