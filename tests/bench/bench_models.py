@@ -1,7 +1,7 @@
 """Models on disk: conversion against `cp` and torch, loading against the library of safetensors.
 
 convert         seconds of `llmt convert` of 1.2 GB in 101 tensors to 4 files, with and without verification, against
-                `cp` of the file, and against `torch.load` and `save_file` of four files
+                `cp` of the file, and against `torch.load` and `save_file` of four files; `start` converts one number
 convert_memory  peak memory of the converting process, and whether torch was loaded
 load            seconds to open a model of 1.3 GB with every page touched, against `load_file` and touching every page;
                 the same with SHA-256; from files of PyTorch
@@ -111,6 +111,8 @@ def bench_convert(folder: Path) -> None:
     torch.manual_seed(0)
     source = folder / "big.pt"
     torch.save({f"layers.{i}.weight": torch.randn(ELEMENTS) for i in range(TENSORS)}, source)
+    tiny = folder / "tiny.pt"
+    torch.save({"a": torch.ones(1)}, tiny)
     llmt = [sys.executable, "-m", "llmt", "convert", str(source), "-o", str(folder / "out"), "--quiet"]
     llmt += ["--max-shard-size", "312MB"]
     (folder / "peer").mkdir()
@@ -119,6 +121,7 @@ def bench_convert(folder: Path) -> None:
         "verified": llmt,
         "unverified": [*llmt, "--no-verify"],
         "torch": [sys.executable, "-c", _TORCH, str(source), str(folder / "peer")],
+        "start": [*llmt[:4], str(tiny), *llmt[5:]],
     }
     times: dict[str, list[float]] = {name: [] for name in commands} | {"torch_inside": []}
     for number in range(ROUNDS + 1):
@@ -136,6 +139,8 @@ def bench_convert(folder: Path) -> None:
         seconds={name: round(value, 3) for name, value in median.items()},
         verified_over_cp=round(median["verified"] / median["cp"], 2),
         unverified_over_cp=round(median["unverified"] / median["cp"], 2),
+        verified_less_start_over_cp=round((median["verified"] - median["start"]) / median["cp"], 2),
+        unverified_less_start_over_cp=round((median["unverified"] - median["start"]) / median["cp"], 2),
         torch_over_verified=round(median["torch"] / median["verified"], 2),
         torch_inside_over_verified=round(median["torch_inside"] / median["verified"], 2),
     )
