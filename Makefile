@@ -23,10 +23,10 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "== Running the tests"
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow"
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart 0 -m "not slow"
 
 test-all: $(READY)
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -o faulthandler_timeout=3000
 
 lint: $(READY)
 	$(BIN)/ruff check llmt tests docs

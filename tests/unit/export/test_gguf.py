@@ -4,7 +4,9 @@ import json
 import os
 import resource
 import shutil
+import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,23 +114,50 @@ def _copy(folder: Path, target: Path) -> Path:
     return shutil.copytree(folder, target, ignore=shutil.ignore_patterns("MANIFEST.json"))
 
 
+_LLAMA = """
+import os, sys, xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx = sys.argv[1], int(sys.argv[2])
+params.n_parallel, params.n_gpu_layers, params.port, params.n_threads_http = 1, 0, 0, 1
+params.warmup = params.fit_params = False
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+server = xllamacpp.Server(params)
+print("address", server.listening_address, flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
 class Llama:
-    """llama.cpp with a GGUF file, on one thread, with keys and values in f32."""
+    """llama.cpp with a GGUF file, on one thread, with keys and values in f32.
+
+    In a process of its own, which ends without taking the server down: stopping one that has just started may wait
+    for ever (xllamacpp 2026.10).
+    """
 
     def __init__(self, path: Path) -> None:
-        xllamacpp = pytest.importorskip("xllamacpp")
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.n_gpu_layers, params.port, params.n_threads_http = CONTEXT, 1, 0, 0, 1
-        params.warmup = params.fit_params = False
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self.server = xllamacpp.Server(params)
+        pytest.importorskip("xllamacpp")
+        command = [sys.executable, "-c", _LLAMA, str(path), str(CONTEXT)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        limit = threading.Timer(60, self.process.kill)
+        limit.start()
+        assert self.process.stdout is not None
+        said = next((line.split()[1] for line in self.process.stdout if line.startswith("address ")), None)
+        limit.cancel()
+        assert said is not None, f"llama.cpp did not open {path}"
+        self.address = said
+
+    def __del__(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(
-            self.server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read())
