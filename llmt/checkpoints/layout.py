@@ -23,6 +23,9 @@ AUDIT = "audit.json"
 MODEL_CARD = "README.md"
 RESULT = "result.json"
 OPTIMIZER = "optimizer.safetensors"
+MASTERS = "masters.safetensors"
+"""The weights that are trained, where the model of a checkpoint is their average."""
+
 STATE = "state.json"
 MANIFEST = "MANIFEST.json"
 LOCK = "LOCK"
@@ -34,9 +37,13 @@ PICKLED_ADAPTER = "adapter_model.bin"
 PICKLED_NAMES = (PICKLED_MODEL, "pytorch_model.pt", "pytorch_model.pth", "model.bin", "model.pt", "model.pth")
 """Names of a whole model in one file of PyTorch."""
 
+DIVERGED_PREFIX = "diverged-"
+"""Of the folder with the batches of a step that went wrong."""
+
 TEMPORARY_PREFIX = ".tmp-"
 DELETED_PREFIX = ".del-"
 DAMAGED_PREFIX = ".bad-"
+LATER_PREFIX = ".later-"
 
 RUNS_DIRECTORY = "runs"
 

@@ -92,6 +92,36 @@ class CheckpointStore:
                 on_damaged(f"{layout.checkpoint_name(step)} is damaged ({reason}); kept as {new.name}")
         return None
 
+    def verified(self, step: int) -> Checkpoint:
+        """The checkpoint of a step, every byte of it checked.
+
+        Raises:
+            ModelFileError: There is none, or it is damaged; says how.
+        """
+        if not self.path(step).is_dir():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise ModelFileError(
+                f"{self.path(step)}: is not there; steps with a checkpoint: {there}", "name one of them"
+            )
+        found, problems = self._verify(step)
+        if found is None:
+            reason = "; ".join(problems)
+            raise ModelFileError(f"{self.path(step)}: damaged: {reason}", "name another checkpoint, or --resume alone")
+        return found
+
+    def set_later_aside(self, step: int) -> list[str]:
+        """Rename the checkpoints after `step` to `.later-...`: a run that goes on from `step` is not theirs.
+
+        Returns:
+            Their new names.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        later = [self.path(other) for other in self.steps() if other > step]
+        with storage_errors("setting later checkpoints aside", self.directory):
+            return [set_aside(path, layout.LATER_PREFIX).name for path in later]
+
     def _verify(self, step: int) -> tuple[Checkpoint | None, list[str]]:
         path = self.path(step)
         try:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmt.cli.context import CONTEXT
+from llmt.cli.context import CONTEXT, Command
 from llmt.cli.output import Output, give_up_broken_streams
 from llmt.cli.signals import INTERRUPTION, Stopped, raise_on_signals
 from llmt.errors import (
@@ -34,6 +34,7 @@ COMMANDS = {
         "Write text with a model: from prompts, a file of prompts, or nothing.",
     ),
     "convert": ("llmt.cli.convert", "Convert weights; without a command, PyTorch files to safetensors."),
+    "checkpoints": ("llmt.cli.checkpoints", "Look at the checkpoints of a run."),
     "doctor": ("llmt.cli.doctor", "Check packages, devices, memory and disk; every device computes something."),
     "config": ("llmt.cli.config", "Settings: what they are and where they come from."),
 }
@@ -67,7 +68,7 @@ def command_line(chosen: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
         if hasattr(loaded, "app"):
             app.add_typer(loaded.app, name=name)
         else:
-            app.command(name, context_settings=CONTEXT)(getattr(loaded, NAMES.get(name, name)))
+            app.command(name, cls=Command, context_settings=CONTEXT)(getattr(loaded, NAMES.get(name, name)))
     return app
 
 
@@ -121,7 +122,7 @@ def run(arguments: list[str]) -> int:
     Returns:
         The exit code: 0 when done, else that of the error, which was printed.
     """
-    out = Output()
+    out = Output(arguments=tuple(arguments))
     try:
         app = command_line(tuple(COMMANDS) if "_LLMT_COMPLETE" in os.environ else arguments)
         code = typer.main.get_command(app).main(arguments, prog_name="llmt", standalone_mode=False, obj=out)
@@ -135,7 +136,8 @@ def run(arguments: list[str]) -> int:
             raise
         if out.debug:
             traceback.print_exc()
-        out.error(known)
+        if "LOCAL_RANK" not in os.environ or _is_reported(known):
+            out.error(known)
         return known.exit_code
 
 
@@ -161,6 +163,13 @@ def _as_llmt_error(error: BaseException) -> LlmtError | None:
     if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
         return OutOfMemoryError("memory ran out", "a smaller --batch-size or --block-size")
     return None
+
+
+def _is_reported(error: LlmtError) -> bool:
+    """Of several processes, whether it is this one that says what happened."""
+    from llmt.training.launch import should_report
+
+    return should_report(error)
 
 
 def _stopped(signum: int) -> Interrupted:

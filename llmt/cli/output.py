@@ -86,11 +86,13 @@ class Output:
         quiet: Results only; no messages, no progress.
         as_json: Results as JSON.
         debug: Errors with their traceback.
+        arguments: The command line, without the name of the program.
     """
 
     quiet: bool = False
     as_json: bool = False
     debug: bool = False
+    arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for stream in (sys.stdout, sys.stderr):

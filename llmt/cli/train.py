@@ -3,6 +3,9 @@
 import math
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,22 +17,45 @@ from llmt.cli.progress import TrainingView, progress_bar
 from llmt.cli.signals import Stopped
 from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, find_source, load_run
+from llmt.config.names import NEWEST
 from llmt.config.run import TrainConfig
-from llmt.errors import Interrupted, UsageError
+from llmt.errors import Interrupted, MismatchError, UsageError
 from llmt.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from llmt.training.build import Prepared
+    from llmt.training.directory import Resume as ResumeWanted
     from llmt.training.finish import Finished
     from llmt.training.keeper import RunKeeper
-    from llmt.training.trainer import Trainer
+    from llmt.training.loop import TrainingLoop
+    from llmt.training.runtime import Runtime
 
 Config = Annotated[str | None, typer.Argument(metavar="CONFIG", help="A template, a YAML file, or a run's directory.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any setting by its dotted name.")
 ]
 Plan = Annotated[bool, typer.Option("--plan", help="Show what would be done, and stop.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint of the run.")]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="[auto|PATH]",
+        help="Go on from the newest whole checkpoint of the run; `auto`: if there is one, else begin; PATH: from "
+        "that checkpoint, or that run.",
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict-resume", help="Refuse a resume that would not be the same bit for bit (exit code 5).")
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify-resume", help="Train the last interval between two checkpoints again, compare every bit, and stop."
+    ),
+]
+DataChange = Annotated[
+    bool, typer.Option("--allow-data-change", help="Go on though the training text changed; the run records it.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that stands in the output directory.")]
 
 
@@ -40,64 +66,140 @@ def train(
     config: Config = None,
     sets: Sets = None,
     plan: Plan = False,
-    resume: Resume = False,
+    resume: Resume = None,
+    strict_resume: Strict = False,
+    verify_resume: Verify = False,
+    allow_data_change: DataChange = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a model: from scratch, from a base, or an adapter.
 
     With nothing else, the quickstart model on the documentation inside Python.
     """
-    if resume and overwrite:
+    if overwrite and (resume or verify_resume):
         raise UsageError("--resume and --overwrite: one goes on, the other starts again", "type one of the two")
-    asked = _read(out, config, given, sets or (), resume=resume)
+    from llmt.training.directory import parse_resume
+
+    wanted = parse_resume(resume or NEWEST) if resume or verify_resume else None
+    if wanted is not None and wanted.directory is not None:
+        config = _same_run(config, wanted.directory)
+    asked, going_on = _read(out, config, given, sets or (), wanted)
+    how = How(
+        step=wanted.step if wanted is not None else None,
+        resume=going_on, strict=strict_resume, verify=verify_resume, data_change=allow_data_change,
+        overwrite=overwrite, plan=plan,
+    )  # fmt: skip
+    status = None if plan else _elsewhere(out, asked)
+    if status is not None:
+        raise typer.Exit(status)
+    _run(out, asked, config, given, sets or (), how)
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run is begun, beside its configuration."""
+
+    step: int | None = None
+    resume: bool = False
+    strict: bool = False
+    verify: bool = False
+    data_change: bool = False
+    overwrite: bool = False
+    plan: bool = False
+    result: bool = True
+
+
+def _run(
+    out: Output, asked: TrainConfig, config: str | None, given: list[Given], sets: Sequence[str], how: How
+) -> None:
     from llmt.training.base import choose_base, refuse_unread, spare, with_base
     from llmt.training.build import check_device, with_sources
     from llmt.training.directory import claim_directory, held, run_directory
 
     asked = with_sources(asked)
     directory = run_directory(asked)
-    base = choose_base(asked, None if resume else config)
-    if not resume:
-        refuse_unread(asked, base, given, sets or ())
-    if plan:
-        _show_plan(out, _prepare(out, with_base(asked, base), directory, base, resume=resume))
+    base = choose_base(asked, None if how.resume else config)
+    if not how.resume:
+        refuse_unread(asked, base, given, sets)
+    if how.plan:
+        _show_plan(out, _prepare(out, with_base(asked, base), directory, base, how, None))
         return
     check_device(asked)
-    claim_directory(directory, resume=resume, overwrite=overwrite)
-    if base is None and asked.lora.enabled:
-        base = _first_base(out, asked)
-    if overwrite:
-        spare(directory, base)
-    asked = with_base(asked, base)
-    with held(directory):
-        claim_directory(directory, resume=resume, overwrite=overwrite)
-        _train(out, asked, directory, base, resume=resume, overwrite=overwrite)
+    with _open(asked) as runtime:
+        runtime.on_main(lambda: claim_directory(directory, resume=how.resume, overwrite=how.overwrite))
+        if base is None and asked.lora.enabled:
+            base = _first_base(out, asked, runtime)
+        if how.overwrite:
+            runtime.on_main(lambda: spare(directory, base))
+        asked = with_base(asked, base)
+        with held(directory) if runtime.is_main else nullcontext():
+            runtime.on_main(lambda: claim_directory(directory, resume=how.resume, overwrite=how.overwrite))
+            _train(out, asked, directory, base, how, runtime)
+
+
+def _same_run(config: str | None, directory: Path) -> str:
+    """The run that `--resume PATH` names; a CONFIG beside it has to be the same."""
+    if config is not None and Path(config).resolve() != directory.resolve():
+        raise UsageError(f"--resume {directory}: CONFIG is {config}, another run", "leave CONFIG out")
+    return str(directory)
+
+
+def _elsewhere(out: Output, asked: TrainConfig) -> int | None:
+    """With several processes, start them and wait; the exit code, or None in a process that trains itself."""
+    from llmt.training.directory import run_directory
+    from llmt.training.launch import check_launcher, in_worker, launch, quiet_unless_main
+
+    processes = check_launcher(asked)
+    if in_worker():
+        out.quiet = quiet_unless_main() or out.quiet
+    if processes == 1 or in_worker():
+        return None
+    hint = f"llmt train {run_directory(asked)} --resume"
+    return launch(processes, out.arguments, timeout=asked.training.distributed_timeout, hint=hint)
+
+
+@contextmanager
+def _open(asked: TrainConfig) -> Iterator["Runtime"]:
+    """The processes of the run."""
+    from llmt.system.machine import inspect_machine
+    from llmt.system.plan import choose_backend, choose_device
+    from llmt.training.runtime import open_runtime
+
+    device, _ = choose_device(asked.device, inspect_machine())
+    runtime = open_runtime(asked, device.kind, choose_backend(asked, device).value)
+    try:
+        yield runtime
+    finally:
+        runtime.close()
 
 
 def _read(
-    out: Output, argument: str | None, given: list[Given], sets: tuple[str, ...] | list[str], *, resume: bool
-) -> TrainConfig:
-    """The configuration; that of a resume comes from the run itself."""
+    out: Output, argument: str | None, given: list[Given], sets: Sequence[str], wanted: "ResumeWanted | None"
+) -> tuple[TrainConfig, bool]:
+    """The configuration, that of a resume from the run itself; and whether it is one."""
     source, loaded = load_asked(argument, given, sets)
     asked = loaded.config if loaded.config.name else loaded.config.model_copy(update={"name": source.name})
     for note in loaded.notes:
         out.say(f"note: {note}")
-    if not resume:
-        return asked
+    if wanted is None:
+        return asked, False
+    from llmt.checkpoints.store import CheckpointStore
     from llmt.training.directory import run_directory
     from llmt.training.resume import check_same_config
 
     in_run = source.path is not None and source.path.name == "config.yaml"
     directory = source.path.parent if in_run and source.path is not None else run_directory(asked)
+    if not wanted.required and not CheckpointStore(directory).steps():
+        return asked, False
     if not (directory / "config.yaml").is_file():
-        return asked
+        return asked, True
     own = ConfigSource(directory.name, path=directory / "config.yaml")
     asked = load_run(own, flags=given, sets=sets).config.model_copy(update={"output_dir": str(directory)})
     check_same_config(directory, asked)
-    return asked
+    return asked, True
 
 
-def _first_base(out: Output, asked: TrainConfig) -> Path:
+def _first_base(out: Output, asked: TrainConfig, runtime: "Runtime") -> Path:
     """With no finished run anywhere, the quickstart model is trained first, as the base of an adapter."""
     out.say("no finished run under ./runs: training the quickstart model first, as the base")
     from llmt.training.build import with_sources
@@ -110,13 +212,15 @@ def _first_base(out: Output, asked: TrainConfig) -> Path:
         source = find_source(str(directory))
     full = [Given("lora.enabled", False, "the base of an adapter"), Given("device", asked.device, "--device")]
     first = load_run(source, flags=full).config.model_copy(update={"name": directory.name, "output_dir": None})
-    claim_directory(directory, resume=started, overwrite=False)
-    with held(directory):
-        _train(out, with_sources(first), directory, None, resume=started, result=False)
+    runtime.on_main(lambda: claim_directory(directory, resume=started, overwrite=False))
+    with held(directory) if runtime.is_main else nullcontext():
+        _train(out, with_sources(first), directory, None, How(resume=started, result=False), runtime)
     return directory
 
 
-def _prepare(out: Output, asked: TrainConfig, directory: Path, base: Path | None, *, resume: bool) -> "Prepared":
+def _prepare(
+    out: Output, asked: TrainConfig, directory: Path, base: Path | None, how: How, runtime: "Runtime | None"
+) -> "Prepared":
     from llmt.training.build import prepare
 
     with progress_bar(out, "preparing") as bar:
@@ -124,7 +228,10 @@ def _prepare(out: Output, asked: TrainConfig, directory: Path, base: Path | None
             asked,
             directory,
             base=base,
-            resume=resume,
+            resume=how.resume,
+            step=how.step,
+            data_change=how.data_change,
+            runtime=runtime,
             progress=lambda what, done, total: bar.update(done, total, what),
         )
 
@@ -156,61 +263,87 @@ def _show_plan(out: Output, prepared: "Prepared") -> None:
     out.table(rows)
 
 
-def _train(
-    out: Output,
-    asked: TrainConfig,
-    directory: Path,
-    base: Path | None,
-    *,
-    resume: bool,
-    overwrite: bool = False,
-    result: bool = True,
-) -> None:
+def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, how: How, runtime: "Runtime") -> None:
     """Train in a directory that is held, and show the result unless another run is still to come."""
     from llmt.training.build import build_trainer
     from llmt.training.finish import finish
 
     started = time.monotonic()
-    prepared = _prepare(out, asked, directory, base, resume=resume)
+    prepared = _prepare(out, asked, directory, base, how, runtime)
     for sentence in prepared.damaged:
         out.say(f"warning: {sentence}", "yellow")
+    if how.verify:
+        _verify(out, prepared, base)
+        return
+    loop, keeper = build_trainer(prepared, base=base, overwrite=how.overwrite, runtime=runtime)
     if not out.as_json:
-        _show_plan(out, prepared)
-    trainer, keeper = build_trainer(prepared, base=base, overwrite=overwrite)
-    if trainer.notes:
-        out.say(f"note: the resume is not bit for bit: {', '.join(trainer.notes)}")
-    if resume:
-        out.say(f"resuming at step {trainer.state.step} of {trainer.schedule.total_steps}")
+        _show_plan(out, replace(prepared, plan=keeper.plan))
+    if how.resume:
+        _say_resume(out, loop, strict=how.strict)
     try:
-        _steps(out, trainer, keeper, asked.logging.steps)
-        finished = finish(trainer, keeper, prepared, base)
+        _steps(out, loop, keeper, asked.logging.steps)
+        # The others may go: nothing is asked of them any more.
+        finished = finish(loop, keeper, prepared, base) if runtime.is_main else None
     except Interrupted as stopped:
-        message = f"{stopped.message} {keeper.store.path(trainer.state.step)}"
+        message = f"{stopped.message} {keeper.store.path(loop.state.step)}"
         raise Interrupted(message, f"llmt train {directory} --resume", stopped.signum) from None
     except (KeyboardInterrupt, Stopped) as stopped:
         signum = stopped.signum if isinstance(stopped, Stopped) else signal.SIGINT
         raise _stopped_at_once(directory, keeper, signum) from None
-    if result or not out.as_json:
+    if finished is not None and (how.result or not out.as_json):
         _show_result(out, finished, prepared, time.monotonic() - started)
 
 
-def _steps(out: Output, trainer: "Trainer", keeper: "RunKeeper", every: int) -> None:
-    """Run the trainer to its end, showing and logging its reports."""
+def _say_resume(out: Output, loop: "TrainingLoop", *, strict: bool) -> None:
+    """Where a resume goes on, and why it is not the same bit for bit."""
+    if loop.notes:
+        why = ", ".join(loop.notes)
+        if strict:
+            raise MismatchError(f"--strict-resume: not bit for bit: {why}", "leave --strict-resume out, or undo that")
+        out.say(f"note: the resume is not bit for bit: {why}")
+    out.say(f"resuming at step {loop.state.step} of {loop.schedule.total_steps}")
+
+
+def _verify(out: Output, prepared: "Prepared", base: Path | None) -> None:
+    """Train the last interval again and say whether it came out the same."""
+    from llmt.training.build import build_trainer
+    from llmt.training.replay import replay
+
+    with progress_bar(out, "replaying") as bar:
+        found = replay(
+            prepared,
+            lambda apart: build_trainer(apart, base=base)[0],
+            lambda step, last: bar.update(step, last, f"step {step} of {last}"),
+        )
+    if out.as_json:
+        out.json({"from": found.first, "to": found.last, "tensors": found.tensors, "sha256": found.sha256})
+        return
+    out.result(f"steps {found.first} to {found.last} replayed: {found.tensors} tensors equal, sha256 {found.sha256}")
+
+
+def _steps(out: Output, loop: "TrainingLoop", keeper: "RunKeeper", every: int) -> None:
+    """Run the loop to its end, showing and logging its reports."""
     from llmt.training.signals import stop_on_signal
 
-    total, seconds = trainer.schedule.total_steps, trainer.limits.max_seconds or math.inf
+    total, seconds = loop.schedule.total_steps, loop.limits.max_seconds or math.inf
     view = TrainingView(out, total, every)
-    first = trainer.state.step
-    with stop_on_signal(trainer.request_stop), progress_bar(out, "training") as bar:
-        for report in trainer.run():
+    first = loop.state.step
+    with stop_on_signal(loop.request_stop), progress_bar(out, "training") as bar:
+        for report in loop.run():
             done = report.step - first
-            left = max(min((total - report.step) * report.seconds / done, seconds - trainer.state.seconds), 0)
+            left = max(min((total - report.step) * report.seconds / done, seconds - loop.state.seconds), 0)
             line = view.line(report.step, report.loss, report.learning_rate, report.tokens_per_second, left)
             view.show(bar, report.step, line)
+            for sentence in report.warnings:
+                out.say(f"warning: {sentence}", "yellow")
             if report.evaluation is not None:
                 out.say(_evaluation_line(report.step, report.evaluation.values(), best=report.is_best))
-            if report.step % every == 0 or report.evaluation is not None or done == 1:
+            if report.sample is not None:
+                out.say(f"step {report.step}  sample: {report.sample}")
+            if loop.runtime.is_main and (report.step % every == 0 or report.evaluation is not None or done == 1):
                 keeper.log(report)
+    if loop.stopped_early:
+        out.say(f"stopped early: {loop.state.stale} validations without a gain over step {loop.state.best_step}")
 
 
 def _stopped_at_once(directory: Path, keeper: "RunKeeper", signum: int) -> Interrupted:

@@ -18,9 +18,6 @@ class Alias:
     convert: Callable[[Any], Any] | None = None
 
 
-_NO_FP16 = "there is no training in fp16; ask for bf16 or auto"
-
-
 def _true(value: Any) -> bool:
     word = str(value).lower()
     if word not in ("true", "false"):
@@ -37,9 +34,7 @@ def _bf16(value: Any) -> str:
 
 
 def _fp16(value: Any) -> str:
-    if _true(value):
-        raise ValueError(_NO_FP16)
-    return "auto"
+    return "fp16" if _true(value) else "auto"
 
 
 def _forced_cpu(value: Any) -> str:
@@ -48,9 +43,7 @@ def _forced_cpu(value: Any) -> str:
 
 def _amp_dtype(value: Any) -> str:
     word = str(value).lower()
-    if word in ("float16", "fp16", "half"):
-        raise ValueError(_NO_FP16)
-    return {"bfloat16": "bf16", "float32": "fp32", "no": "fp32"}.get(word, word)
+    return {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "no": "fp32"}.get(word, word)
 
 
 def _always(value: Any) -> str:
@@ -96,6 +89,9 @@ _TRAINING = {
     "beta1": "adam_beta1", "beta2": "adam_beta2", "eps": "adam_epsilon", "adam_eps": "adam_epsilon",
     "grad_clip": "max_grad_norm", "gradient_clipping": "max_grad_norm", "wd": "weight_decay",
     "use_gradient_checkpointing": "gradient_checkpointing", "activation_checkpointing": "gradient_checkpointing",
+    "evaluation_strategy": "eval_strategy", "patience": "early_stopping_patience",
+    "use_accelerate": "accelerate", "nproc_per_node": "num_processes", "ddp_timeout": "distributed_timeout",
+    "auto_find_batch_size": "auto_micro_batch",
     "eval_interval": "eval_steps", "save_interval": "save_steps", "keep_checkpoints": "save_total_limit",
 }  # fmt: skip
 

@@ -5,3 +5,8 @@ BUILTIN_INSTRUCTIONS = "builtin:instructions"
 
 COLUMN_PARTS = ("messages", "prompt", "completion", "instruction", "input", "output", "question", "answer")
 """What `data.columns` may map; the column of plain text is `data.text_column`."""
+
+NEWEST = "newest"
+"""What `--resume` means where nothing follows it."""
+
+AUTO = "auto"

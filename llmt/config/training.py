@@ -6,7 +6,7 @@ from pydantic import Field
 
 from llmt.config.base import Count, Duration, Flag, Number, Section, Text, TextList
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class TrainingConfig(Section):
@@ -23,9 +23,9 @@ class TrainingConfig(Section):
     """Stop after the step that reaches this many trained tokens."""
 
     max_time: Duration | None = None
-    """Stop after this much wall time, such as `5m` or `1h30m`, if no other stop comes first; a checkpoint is
-    written. The learning
-    rate follows steps, not the clock."""
+    """Stop after this much wall time, such as `5m` or `1h30m`, if no other stop comes first. The learning rate then
+    follows the clock where that is ahead of the steps, so that it reaches its floor at either end; such a run is not
+    repeatable bit for bit."""
 
     per_device_train_batch_size: Count = Field(16, gt=0)
     """Sequences that pass through the model at once."""
@@ -36,8 +36,10 @@ class TrainingConfig(Section):
     learning_rate: Number = Field(3e-3, ge=0)
     """Peak learning rate of AdamW."""
 
-    optimizer: Literal["adamw", "muon"] = "muon"
-    """`adamw` for everything, or `muon` for the matrices of the blocks and AdamW for the rest."""
+    optimizer: Literal["adamw", "muon", "sgd", "adafactor", "adamw_8bit"] = "muon"
+    """`adamw` for everything, or `muon` for the matrices of the blocks and AdamW for the rest; `sgd` with
+    momentum; `adafactor`, whose moments take little memory (https://arxiv.org/abs/1804.04235); `adamw_8bit` with the
+    package bitsandbytes on CUDA."""
 
     muon_learning_rate: Number = Field(0.01, ge=0)
     """Peak learning rate of Muon (https://kellerjordan.github.io/posts/muon/), scaled so that its updates are
@@ -45,6 +47,9 @@ class TrainingConfig(Section):
 
     muon_momentum: Number = Field(0.95, ge=0, lt=1)
     """Momentum of Muon."""
+
+    sgd_momentum: Number = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD."""
 
     weight_decay: Number = Field(0.1, ge=0)
     """Decoupled decay, applied to matrices and never to norms."""
@@ -61,8 +66,9 @@ class TrainingConfig(Section):
     max_grad_norm: Number = Field(1.0, ge=0)
     """Clip the global gradient norm to this. 0 turns clipping off."""
 
-    lr_scheduler_type: Literal["constant", "linear", "cosine", "polynomial"] = "cosine"
-    """Shape of the learning rate after warm-up."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "polynomial", "warmup_stable_decay"] = "cosine"
+    """Shape of the learning rate after warm-up. `warmup_stable_decay` stays at the peak and falls over the last
+    `lr_decay_ratio` of the steps (https://arxiv.org/abs/2404.06395)."""
 
     warmup_steps: Count | None = Field(None, ge=0)
     """Steps of linear warm-up. None means `warmup_ratio` of all steps."""
@@ -76,8 +82,16 @@ class TrainingConfig(Section):
     lr_power: Number = Field(1.0, gt=0)
     """Exponent of the polynomial schedule."""
 
+    lr_decay_ratio: Number = Field(0.2, gt=0, le=1)
+    """Share of all steps over which `warmup_stable_decay` falls."""
+
+    ema_decay: Number | None = Field(None, gt=0, lt=1)
+    """Keep an exponential moving average of the weights with this decay. The average is what is validated, kept as
+    the model and published."""
+
     precision: Precision = "auto"
-    """Number format of the computation. Weights are kept in fp32 besides."""
+    """Number format of the computation. Weights are kept in fp32 besides. `fp16` scales the loss so that small
+    gradients survive; a step that overflows is computed again with half the scale."""
 
     compile: Literal["auto", "always", "never"] = "auto"
     """Compile the blocks with torch.compile. `auto` does so where a compiler exists and the run is long
@@ -86,14 +100,43 @@ class TrainingConfig(Section):
     gradient_checkpointing: Flag = False
     """Recompute each block in the backward pass: less memory, a third more work."""
 
+    auto_micro_batch: Flag = False
+    """Find by trial, before the first step, the largest micro-batch that fits into memory. The sequences of a step stay
+    the same: accumulation makes up for it."""
+
+    num_processes: Count = Field(1, gt=0)
+    """Processes that share a step, each with its own micro-batch, on this machine."""
+
+    accelerate: Flag = False
+    """Go through the package accelerate with one process too. With several, it is always used."""
+
     distributed_backend: Literal["auto", "gloo", "nccl"] = "auto"
     """How processes talk to each other."""
+
+    distributed_timeout: Duration = 300.0
+    """How long a process waits for the others before it takes them for lost."""
+
+    eval_strategy: Literal["steps", "epoch", "no"] = "steps"
+    """Validate every `eval_steps`, after each pass over the text, or never. At the end of a run that validates, it is
+    always done."""
 
     eval_steps: Count | None = Field(None, gt=0)
     """Validate every this many steps. None validates ten times a run."""
 
     eval_batches: Count | None = Field(None, gt=0)
     """Batches of one validation during training. None takes the whole held-out text."""
+
+    early_stopping_patience: Count | None = Field(None, gt=0)
+    """Stop after this many validations in a row that were not better than the best."""
+
+    early_stopping_threshold: Number = Field(0.0, ge=0)
+    """How much lower than the best a validation loss has to be to count as better for early stopping."""
+
+    stop_on_divergence: Flag = False
+    """Stop where the loss explodes, instead of only saying so. A loss or gradient that is no number always stops."""
+
+    save_strategy: Literal["steps", "epoch"] = "steps"
+    """Write a checkpoint every `save_steps`, or after each pass over the text."""
 
     save_steps: Count | None = Field(None, gt=0)
     """Write a checkpoint every this many steps. None writes five a run."""
@@ -103,6 +146,10 @@ class TrainingConfig(Section):
 
     save_format: Literal["safetensors", "pytorch"] = "safetensors"
     """Kind of the model's weight files; an adapter is always written as safetensors."""
+
+    async_save: Flag = False
+    """Copy what a checkpoint needs and write it while training goes on. Takes the memory of one more copy of weights
+    and moments."""
 
 
 class LoraConfig(Section):
@@ -136,8 +183,15 @@ class LoggingConfig(Section):
     steps: Count = Field(10, gt=0)
     """Write a line of metrics every this many steps."""
 
+    sample_strategy: Literal["end", "steps", "epoch"] = "end"
+    """When the model writes a sample of text: at the end of the run, or also every `sample_steps` or after each pass
+    over the text."""
+
+    sample_steps: Count | None = Field(None, gt=0)
+    """Write a sample every this many steps. None writes ten a run."""
+
     sample_prompt: Text = ""
-    """Start of the text sample at the end of the run. Empty lets the model begin."""
+    """Start of the sample. Empty lets the model begin."""
 
     sample_tokens: Count = Field(80, ge=0)
-    """Length of that sample, in tokens. 0 writes none."""
+    """Length of a sample, in tokens. 0 writes none."""

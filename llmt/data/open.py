@@ -11,6 +11,7 @@ from llmt.data.prepare import Progress, prepare_shards
 from llmt.data.ready import ReadyData, ready_data
 from llmt.data.sequences import Sequences
 from llmt.data.stream import StreamLoader
+from llmt.errors import UsageError
 from llmt.text.reading import Reading
 from llmt.text.sources import list_sources
 from llmt.tokenizers.base import Tokenizer
@@ -63,9 +64,17 @@ class StreamedData:
         """What is trained on, in a phrase."""
         return f"streamed from {', '.join(self.config.sources)}"
 
-    def loader(self, batch_size: int, seed: int, num_workers: int, pin_memory: bool) -> StreamLoader:
-        """Batches of the sources in their order; the seed decides nothing."""
-        del seed
+    def loader(
+        self, batch_size: int, seed: int, num_workers: int, pin_memory: bool, rank: int = 0, world_size: int = 1
+    ) -> StreamLoader:
+        """Batches of the sources in their order; the seed decides nothing.
+
+        Raises:
+            UsageError: Several processes would have to share the stream.
+        """
+        del seed, rank
+        if world_size > 1:
+            raise UsageError("data.streaming: several processes cannot share a stream", "--no-streaming")
         return StreamLoader(self.config, self.tokenizer, batch_size, num_workers, pin_memory)
 
     def audit_values(self) -> dict[str, Any]:

@@ -78,9 +78,11 @@ class ReadyData:
         text = self.audit.text
         return f"{text.documents:,} documents, {format_size(text.text_bytes)}, {text.tokens:,} tokens"
 
-    def loader(self, batch_size: int, seed: int, num_workers: int, pin_memory: bool) -> BatchLoader:
-        """Batches in the order of a seed."""
-        return BatchLoader(self.train, batch_size, seed, num_workers, pin_memory)
+    def loader(
+        self, batch_size: int, seed: int, num_workers: int, pin_memory: bool, rank: int = 0, world_size: int = 1
+    ) -> BatchLoader:
+        """Batches in the order of a seed; of several processes, those of one."""
+        return BatchLoader(self.train, batch_size, seed, num_workers, pin_memory, rank=rank, world_size=world_size)
 
     def audit_values(self) -> dict[str, Any]:
         """The content of `audit.json`."""

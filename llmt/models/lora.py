@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -163,8 +163,12 @@ def find_targets(base: nn.Module, asked: Sequence[str]) -> list[str]:
     return list(asked)
 
 
-def write_adapter(staged: StagedDirectory, model: LoraModel, base_directory: Path) -> None:
+def write_adapter(
+    staged: StagedDirectory, model: LoraModel, base_directory: Path, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` into a directory being filled.
+
+    `tensors` are written instead of the model's own, under the same names.
 
     peft leaves out what its own loader of whole models needs for a base that is not transformers':
     the base's path, the task, and that no class is to be imported.
@@ -178,7 +182,7 @@ def write_adapter(staged: StagedDirectory, model: LoraModel, base_directory: Pat
     }
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     staged.write_json(layout.ADAPTER_CONFIG, json.loads(json.dumps(plain, default=str)))
-    save_tensors(staged, layout.ADAPTER_MODEL, model.adapter_weights())
+    save_tensors(staged, layout.ADAPTER_MODEL, model.adapter_weights() if tensors is None else dict(tensors))
 
 
 def load_adapter(base: BaseLanguageModel, directory: Path) -> LoraModel:

@@ -1,7 +1,7 @@
 """configuration and machine -> what will be done, each line with its reason."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from llmt.config.run import TrainConfig
@@ -49,13 +49,13 @@ class Compute:
 
     Attributes:
         device: Kind of device.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp16`.
         threads: CPU threads of one operation.
         lines: The reasons.
     """
 
     device: str
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     threads: int
     lines: tuple[PlanLine, ...]
 
@@ -80,7 +80,7 @@ class RunPlan:
     """
 
     device: str
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     threads: int
     micro_batch: int
     accumulation: int
@@ -95,6 +95,21 @@ class RunPlan:
     def values(self) -> dict[str, Any]:
         """The content of `plan.json`."""
         return asdict(self)
+
+    @classmethod
+    def of_values(cls, values: dict[str, Any]) -> "RunPlan":
+        """The plan whose `values` these are."""
+        lines = tuple(line if isinstance(line, PlanLine) else PlanLine(**line) for line in values["lines"])
+        return cls(**{**values, "lines": lines})
+
+    def with_micro_batch(self, micro: int, accumulation: int, reason: str) -> "RunPlan":
+        """The plan with another micro-batch for the same sequences of a step."""
+        new = {
+            "micro_batch": PlanLine("micro_batch", micro, reason),
+            "accumulation": PlanLine("accumulation", accumulation, "keeps the sequences of a step"),
+        }
+        lines = tuple(new.get(line.name, line) for line in self.lines)
+        return replace(self, micro_batch=micro, accumulation=accumulation, lines=lines)
 
 
 def choose_device(asked: str, machine: Machine) -> tuple[DeviceInfo, str]:
@@ -164,7 +179,7 @@ def plan_run(
     workers = _workers(config, device)
     pinned = _pinned(config, device)
     compiled = _compile(config, machine, device, work, speed, precision.value, total_steps * accumulation.value)
-    backend = _backend(config, device)
+    backend = choose_backend(config, device)
     lines = (
         PlanLine("device", device.kind, why),
         precision,
@@ -242,14 +257,21 @@ def _pinned(config: TrainConfig, device: DeviceInfo) -> PlanLine:
     return PlanLine("pin_memory", False, f"nothing is copied to another memory on {device.kind}")
 
 
-def _backend(config: TrainConfig, device: DeviceInfo) -> PlanLine:
+def choose_backend(config: TrainConfig, device: DeviceInfo) -> PlanLine:
+    """How processes talk: as asked, else NCCL on CUDA and gloo elsewhere.
+
+    Raises:
+        DeviceError: NCCL was asked for without CUDA.
+    """
     asked = config.training.distributed_backend
     if asked == "nccl" and device.kind != "cuda":
         raise DeviceError(f"training.distributed_backend nccl: needs CUDA, not {device.kind}", "use gloo or auto")
+    number = config.training.num_processes
+    alone = "; one process, nothing is exchanged" if number == 1 else f"; {number} processes"
     if asked != "auto":
-        return PlanLine("distributed_backend", asked, "asked for; one process, nothing is exchanged")
+        return PlanLine("distributed_backend", asked, f"asked for{alone}")
     backend = "nccl" if device.kind == "cuda" else "gloo"
-    return PlanLine("distributed_backend", backend, f"made for {device.kind}; one process, nothing is exchanged")
+    return PlanLine("distributed_backend", backend, f"made for {device.kind}{alone}")
 
 
 def _compile(
@@ -285,5 +307,6 @@ def _step_reason(config: TrainConfig, work: Workload, accumulation: int) -> str:
     named = named or ["one pass over the text"]
     if training.max_time is not None:
         named.append(f"at most {format_duration(training.max_time)}")
-    tokens = training.per_device_train_batch_size * training.gradient_accumulation_steps * work.block_size
+    sequences = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    tokens = sequences * training.num_processes * work.block_size
     return f"{', '.join(named)}; {tokens:,} tokens read a step"

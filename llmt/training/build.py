@@ -1,12 +1,14 @@
 """configuration -> a trainer that is ready to run."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmt.checkpoints.files import require_free_space
 from llmt.checkpoints.store import Checkpoint, CheckpointStore
@@ -15,29 +17,31 @@ from llmt.config.load import cache_directory
 from llmt.config.model import ModelConfig
 from llmt.config.names import BUILTIN, BUILTIN_INSTRUCTIONS
 from llmt.config.run import TrainConfig
+from llmt.data.batch import Batch
 from llmt.data.loader import evaluation_batches
 from llmt.data.ready import ReadyData
 from llmt.errors import DeviceError, MismatchError, ModelFileError
 from llmt.models.apart import keeps_documents_apart
 from llmt.models.base import BaseLanguageModel
-from llmt.models.fresh import measured_shape, new_model
+from llmt.models.fresh import measured_shape
 from llmt.models.llama import context_of, foreign_shape, is_llama, parse_llama_config
-from llmt.models.load import load_model, read_config
-from llmt.models.lora import LoraModel, add_lora
-from llmt.models.transformer import TransformerLM
+from llmt.models.load import read_config
 from llmt.system.estimate import Workload, checkpoint_bytes
 from llmt.system.machine import inspect_machine, measure_speed, try_compile
 from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, plan_run
-from llmt.tokenizers.base import special_ids
+from llmt.training.average import Average
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.directory import clear_directory
-from llmt.training.keeper import RunKeeper, read_checkpoint, read_state
+from llmt.training.keeper import RunKeeper, read_state
+from llmt.training.limits import limits_of, schedule_of, total_steps
+from llmt.training.loop import TrainingLoop, Validation
+from llmt.training.micro_batch import largest_micro_batch
+from llmt.training.model import compile_blocks, make_model, restore
 from llmt.training.optim import Optimizer
 from llmt.training.resume import check_same_run, pin_plan, weights_fingerprint
-from llmt.training.schedule import Schedule, warmup_steps
-from llmt.training.trainer import Limits, Trainer, total_steps
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from llmt.training.runtime import Runtime
+from llmt.training.sample import write_sample
+from llmt.training.sanity import Guard
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,28 @@ def check_device(config: TrainConfig) -> None:
     choose_device(config.device, inspect_machine())
 
 
-def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: bool, progress: Progress) -> Prepared:
+def prepare(
+    config: TrainConfig,
+    directory: Path,
+    *,
+    base: Path | None,
+    resume: bool,
+    progress: Progress,
+    step: int | None = None,
+    data_change: bool = False,
+    runtime: Runtime | None = None,
+) -> Prepared:
     """Look at the machine, read the text, decide.
 
     Args:
         config: The run as asked.
         directory: Where it is kept.
         base: Directory of the model to go on from.
-        resume: Go on from the newest whole checkpoint.
+        resume: Go on from a checkpoint.
         progress: Told about the work.
+        step: The checkpoint; None takes the newest whole one.
+        data_change: Go on though the training text changed.
+        runtime: The processes that share the run; the first reads the text, and its decisions count.
 
     Raises:
         DeviceError: Something was asked for that this machine does not have.
@@ -100,20 +117,25 @@ def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: 
         MismatchError: The checkpoint belongs to another run.
         OutOfMemoryError: Not even one sequence fits.
     """
+    runtime = runtime or Runtime()
     machine = inspect_machine()
     device, why = choose_device(config.device, machine)
     torch.set_num_threads(choose_threads(config.threads, machine).value)
-    checkpoint, damaged = _newest(directory) if resume else (None, ())
+    checkpoint, damaged = _find_checkpoint(directory, step, runtime) if resume else (None, ())
     source = checkpoint.path if checkpoint is not None else base
     config, shortened = within_context(config, base)
-    corpus = prepare_corpus(
-        config, cache_directory(config.data.cache_dir), tokenizer_directory=source, progress=progress
-    )
+
+    def read() -> Corpus:
+        where = cache_directory(config.data.cache_dir)
+        return prepare_corpus(config, where, tokenizer_directory=source, progress=progress)
+
+    corpus = runtime.on_main(read) or read()  # the others find what the first one prepared
     if isinstance(corpus.data, ReadyData):
         corpus.data.audit.check_budgets(config.data)
     work = _workload(config, corpus, base)
+    together = work.batch_size * config.training.gradient_accumulation_steps * runtime.world_size
     steps = total_steps(
-        samples_per_step=work.batch_size * config.training.gradient_accumulation_steps,
+        samples_per_step=together,
         samples=corpus.data.samples,
         max_steps=config.training.max_steps,
         epochs=config.training.num_train_epochs,
@@ -125,46 +147,92 @@ def prepare(config: TrainConfig, directory: Path, *, base: Path | None, resume: 
     plan = _with_working_compiler(replace(plan, lines=plan.lines + shortened), config)
     if checkpoint is not None:
         plan = pin_plan(directory, plan, config)
-    fingerprint = _fingerprint(config, corpus, plan, base)
-    notes = () if checkpoint is None else tuple(check_same_run(read_state(checkpoint), fingerprint))
+    plan = RunPlan.of_values(runtime.share(plan.values()))
+    fingerprint = _fingerprint(config, corpus, plan, base, runtime.world_size)
+    notes: tuple[str, ...] = ()
+    if checkpoint is not None:
+        notes = tuple(check_same_run(read_state(checkpoint), fingerprint, data_change=data_change))
+    if checkpoint is not None and config.training.max_time is not None:
+        notes += ("the learning rate follows the clock (training.max_time)",)
     # The newest, the best, the one being written, and the finished model in the root.
     kept = config.training.save_total_limit + 3
     require_free_space(directory, kept * checkpoint_bytes(work.parameters, work.trainable))
     return Prepared(config, directory, corpus, plan, work, checkpoint, fingerprint, damaged, notes)
 
 
-def build_trainer(prepared: Prepared, *, base: Path | None, overwrite: bool = False) -> tuple[Trainer, RunKeeper]:
-    """Make the model, the optimizer and the trainer, and put them where a resume left off.
+def build_trainer(
+    prepared: Prepared, *, base: Path | None, overwrite: bool = False, runtime: Runtime | None = None
+) -> tuple[TrainingLoop, RunKeeper]:
+    """Make the model, the optimizer and the loop, and put them where a resume left off.
 
     With `overwrite`, the run that stood there is removed once everything else has been made.
 
     Raises:
         MismatchError: The checkpoint belongs to another run, or the model cannot keep documents apart.
         ModelFileError: The base or the checkpoint cannot be read.
+        OutOfMemoryError: Not even one sequence fits, where that is tried.
     """
-    config, plan, corpus = prepared.config, prepared.plan, prepared.corpus
-    torch.set_num_threads(plan.threads)
-    model, exact = _model(config, plan, corpus, base)
-    if corpus.data.masks and not keeps_documents_apart(model):
+    config, corpus, data = prepared.config, prepared.corpus, prepared.corpus.data
+    runtime = runtime or Runtime()
+    torch.set_num_threads(prepared.plan.threads)
+    model, exact = make_model(config, prepared.plan, corpus.tokenizer, base)
+    if data.masks and not keeps_documents_apart(model):
         raise MismatchError(
             "data.document_mask: this model reads across the documents of a sequence", "--no-document-mask"
         )
-    _compile(model, plan)
+    compile_blocks(model, prepared.plan)
     optimizer = Optimizer(model, config.training, exact)
-    data = corpus.data
-    loader = data.loader(plan.micro_batch, config.seed, plan.num_workers, plan.pin_memory)
+    prepared = _tried(prepared, model, optimizer, runtime)
+    plan = prepared.plan
     keeper = RunKeeper(prepared.directory, model, corpus.tokenizer, config, plan, base)
-    schedule, limits = _schedule(config, plan), _limits(config, plan, data.samples)
-    trainer = Trainer(model, optimizer, loader, schedule, limits, keeper, config.seed)
-    trainer.fingerprint, trainer.notes = prepared.fingerprint, prepared.notes
-    if data.validation is not None:
-        _validate(trainer, prepared)
+    loader = data.loader(
+        plan.micro_batch, config.seed, plan.num_workers, plan.pin_memory, runtime.rank, runtime.world_size
+    )
+    limits = limits_of(config, plan, data.samples, runtime.world_size)
+    loop = TrainingLoop(model, optimizer, loader, schedule_of(config, plan), limits, keeper, config.seed, runtime)
+    loop.fingerprint, loop.notes = prepared.fingerprint, prepared.notes
+    loop.guard = Guard(model, optimizer, fresh=base is None and prepared.checkpoint is None)
+    loop.validation = _validation(prepared, runtime)
+    if config.training.ema_decay is not None:
+        loop.average = Average(optimizer, config.training.ema_decay)
+    if config.logging.sample_strategy != "end" and config.logging.sample_tokens:
+        loop.sampler = partial(write_sample, model, corpus.tokenizer, config)
     if prepared.checkpoint is not None:
-        _restore(trainer, prepared.checkpoint)
+        restore(loop, prepared.checkpoint)
+    if plan.precision == "fp16":
+        loop.scale_loss()
+    runtime.prepare(model, optimizer)
+    runtime.on_main(lambda: _begin(prepared, keeper, loop.state.step, overwrite=overwrite))
+    return loop, keeper
+
+
+def _begin(prepared: Prepared, keeper: RunKeeper, step: int, *, overwrite: bool) -> None:
     if overwrite:
         clear_directory(prepared.directory)
-    keeper.begin(data.audit_values(), trainer.state.step)
-    return trainer, keeper
+    if prepared.checkpoint is not None:
+        keeper.store.set_later_aside(step)
+    keeper.begin(prepared.corpus.data.audit_values(), step)
+
+
+def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, runtime: Runtime) -> Prepared:
+    """The plan with the largest micro-batch that fits, where it is to be found by trial; a resume keeps its own."""
+    config, plan = prepared.config, prepared.plan
+    if not config.training.auto_micro_batch or prepared.checkpoint is not None:
+        return prepared
+    block, vocab_size = config.data.block_size, model.vocab_size
+
+    def attempt(micro: int) -> None:
+        ids = torch.randint(vocab_size, (micro, block + 1), generator=torch.Generator().manual_seed(0))
+        ids = ids.to(model.device)
+        model.loss(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()).nats.backward()
+        optimizer.accumulate()
+        for weight in optimizer.weights:
+            weight.parameter.grad = weight.master.grad = None
+
+    sequences = plan.micro_batch * plan.accumulation
+    micro, reason = largest_micro_batch(sequences, attempt, plan.device)
+    micro = -runtime.highest(-micro)
+    return replace(prepared, plan=plan.with_micro_batch(micro, sequences // micro, reason))
 
 
 def _with_working_compiler(plan: RunPlan, config: TrainConfig) -> RunPlan:
@@ -194,9 +262,13 @@ def within_context(config: TrainConfig, base: Path | None) -> tuple[TrainConfig,
     return config.model_copy(update={"data": data}), (line,)
 
 
-def _newest(directory: Path) -> tuple[Checkpoint, tuple[str, ...]]:
-    damaged: list[str] = []
-    checkpoint = CheckpointStore(directory).latest(damaged.append)
+def _find_checkpoint(directory: Path, step: int | None, runtime: Runtime) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The checkpoint to go on from, and the damaged ones that were passed over; the first process sets them aside."""
+    store, damaged = CheckpointStore(directory), list[str]()
+    if step is not None:
+        return store.verified(step), ()
+    found = runtime.on_main(lambda: store.latest(damaged.append))
+    checkpoint = found if runtime.is_main else store.latest()
     if checkpoint is None:
         raise ModelFileError(f"{directory}: no whole checkpoint; {'; '.join(damaged)}", "llmt train   starts a new run")
     return checkpoint, tuple(damaged)
@@ -228,81 +300,25 @@ def _adapter_share(config: TrainConfig, model: ModelConfig, vocab_size: int) -> 
     return min(config.lora.r * inner * model.num_hidden_layers / model.num_parameters(vocab_size), 1.0)
 
 
-def _model(
-    config: TrainConfig, plan: RunPlan, corpus: Corpus, base: Path | None
-) -> tuple[BaseLanguageModel, dict[str, Tensor]]:
-    """The model in its compute precision, and the fp32 values of what will be trained."""
-    dtype = DTYPES[plan.precision]
-    if base is not None:
-        model = load_model(base, device=plan.device)
-        if isinstance(model, TransformerLM):
-            model.set_dropout(config.model.attention_dropout, config.model.hidden_dropout)
-    else:
-        ids = special_ids(corpus.tokenizer)
-        fresh = new_model(config.model, corpus.tokenizer.vocab_size, config.data.block_size, config.seed, ids)
-        model = fresh.to(plan.device)
-    if isinstance(model, TransformerLM):
-        model.gradient_checkpointing = config.training.gradient_checkpointing
-    elif config.training.gradient_checkpointing:
-        raise MismatchError("gradient checkpointing is offered for Llama-shaped models only", "leave it out")
-    if config.lora.enabled:
-        torch.manual_seed(config.seed)
-        return add_lora(model.to(dtype), config.lora), {}
-    exact = {name: p.detach() for name, p in model.named_parameters()} if plan.precision != "fp32" else {}
-    exact = {name: value.clone() for name, value in exact.items()}
-    return model.to(dtype), exact
-
-
-def _compile(model: BaseLanguageModel, plan: RunPlan) -> None:
-    """Compile each block by itself: equal blocks share one compilation."""
-    inner = model.base if isinstance(model, LoraModel) else model
-    if plan.compile and isinstance(inner, TransformerLM):
-        for block in inner.model.layers:
-            block.compile(dynamic=False)
-
-
-def _schedule(config: TrainConfig, plan: RunPlan) -> Schedule:
-    training = config.training
-    warmup = warmup_steps(plan.total_steps, training.warmup_steps, training.warmup_ratio)
-    return Schedule(training.lr_scheduler_type, plan.total_steps, warmup, training.min_lr_ratio, training.lr_power)
-
-
-def _limits(config: TrainConfig, plan: RunPlan, samples: int | None) -> Limits:
-    training, total = config.training, plan.total_steps
-    stops = [total] if training.max_tokens is None else []
-    if training.max_steps is not None:
-        stops.append(training.max_steps)
-    if training.num_train_epochs is not None and samples is not None:
-        stops.append(math.ceil(training.num_train_epochs * samples / (plan.micro_batch * plan.accumulation)))
-    return Limits(
-        # A run by tokens ends when they are reached, though short blocks may need a step more.
-        max_steps=min(stops, default=2 * total + 1),
-        max_tokens=training.max_tokens,
-        max_seconds=training.max_time,
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
-        eval_steps=training.eval_steps or max(math.ceil(total / 10), 1),
-        save_steps=training.save_steps or max(math.ceil(total / 5), 1),
-        max_grad_norm=training.max_grad_norm,
-    )
-
-
-def _validate(trainer: Trainer, prepared: Prepared) -> None:
-    """Hold out the validation sequences; only a whole pass over them has a number of bytes."""
+def _validation(prepared: Prepared, runtime: Runtime) -> Validation | None:
+    """The held-out sequences, each process its share; only a whole pass over them has a number of bytes."""
     held_out = prepared.corpus.data.validation
-    assert held_out is not None
+    if held_out is None:
+        return None
     batch, limit = prepared.plan.micro_batch, prepared.config.training.eval_batches
     whole = limit is None or limit * batch >= held_out.count
 
-    def batches() -> Any:
-        found = evaluation_batches(held_out, batch)
-        return found if limit is None else (item for item, _ in zip(found, range(limit), strict=False))
+    def batches() -> Iterator[Batch]:
+        found = islice(evaluation_batches(held_out, batch), limit)
+        return islice(found, runtime.rank, None, runtime.world_size)
 
     lossless = prepared.corpus.tokenizer.is_lossless  # bits for each byte mean nothing where bytes are dropped
-    trainer.validate_with(batches, held_out.text_bytes if whole and lossless else 0)
+    return Validation(batches, held_out.text_bytes if whole and lossless else 0)
 
 
-def _fingerprint(config: TrainConfig, corpus: Corpus, plan: RunPlan, base: Path | None) -> dict[str, Any]:
+def _fingerprint(
+    config: TrainConfig, corpus: Corpus, plan: RunPlan, base: Path | None, world_size: int
+) -> dict[str, Any]:
     return {
         # The checkpoints of an adapter do not hold the weights below it.
         "base": weights_fingerprint(base) if base is not None and config.lora.enabled else None,
@@ -313,21 +329,6 @@ def _fingerprint(config: TrainConfig, corpus: Corpus, plan: RunPlan, base: Path 
         "precision": plan.precision,
         "threads": plan.threads,
         "compile": plan.compile,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "processes": world_size,
     }
-
-
-def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    state, weights, optimizer = read_checkpoint(checkpoint)
-    if isinstance(trainer.model, LoraModel):
-        trainer.model.load_adapter_weights(weights)
-        masters = trainer.optimizer.masters()
-    else:
-        saved = {w.name: trainer.model.saved_name(w.name) for w in trainer.optimizer.weights}
-        masters = {name: weights[key] for name, key in saved.items() if key in weights}
-        with torch.no_grad():
-            # What is not trained belongs to the model too: buffers, and parameters that its class froze.
-            for key, tensor in trainer.model.weights().items():
-                if key in weights and key not in saved.values():
-                    tensor.copy_(weights[key])
-    trainer.optimizer.load(masters, optimizer)
-    trainer.resume(state)

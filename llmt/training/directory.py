@@ -3,13 +3,49 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.lock import output_lock
 from llmt.checkpoints.store import CheckpointStore
+from llmt.config.names import AUTO, NEWEST
 from llmt.config.run import TrainConfig
 from llmt.errors import BusyOutputError, ModelFileError
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How a run goes on.
+
+    Attributes:
+        required: There has to be a checkpoint; else a run begins where there is none.
+        directory: The run that was named; None takes that of the configuration.
+        step: The checkpoint that was named; None takes the newest whole one.
+    """
+
+    required: bool = True
+    directory: Path | None = None
+    step: int | None = None
+
+
+def parse_resume(text: str) -> Resume:
+    """What `--resume` was told: `newest`, `auto`, the path of a run or that of a checkpoint.
+
+    Raises:
+        ModelFileError: The path is neither.
+    """
+    if text in (NEWEST, AUTO):
+        return Resume(required=text == NEWEST)
+    path = Path(text).expanduser()
+    step = layout.parse_checkpoint_step(path.resolve().name)
+    directory = path if step is None else path.resolve().parent
+    if not (directory / layout.RUN_CONFIG).is_file():
+        what = "is not there" if not path.exists() else "is no run of llmt, nor a checkpoint in one"
+        raise ModelFileError(
+            f"{path}: {what}", "--resume RUN, --resume RUN/checkpoint-100, or --base MODEL begins anew"
+        )
+    return Resume(directory=directory, step=step)
 
 
 def run_directory(config: TrainConfig) -> Path:

@@ -5,18 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from llmt.data.loader import evaluation_batches
 from llmt.data.ready import ReadyData
 from llmt.evaluation.perplexity import EvalReport, evaluate
-from llmt.generation.sampling import Sampling
-from llmt.generation.text import stream_text
 from llmt.models.base import BaseLanguageModel
 from llmt.models.load import load_model
 from llmt.models.lora import load_adapter
 from llmt.training.keeper import RunKeeper
-from llmt.training.trainer import Trainer
+from llmt.training.loop import TrainingLoop
+from llmt.training.sample import write_sample
 
 if TYPE_CHECKING:
     from llmt.training.build import Prepared
@@ -43,7 +40,7 @@ class Finished:
     evaluation: EvalReport | None
 
 
-def finish(trainer: Trainer, keeper: RunKeeper, prepared: "Prepared", base: Path | None) -> Finished:
+def finish(trainer: TrainingLoop, keeper: RunKeeper, prepared: "Prepared", base: Path | None) -> Finished:
     """Publish the best checkpoint (the last, where nothing is held out) and measure what was published.
 
     The model is loaded from its directory again, so that the number printed is the number that `llmt eval`
@@ -75,20 +72,11 @@ def load_finished(directory: Path, base: Path | None, device: str) -> BaseLangua
 
 def sample_text(finished: Finished, prepared: "Prepared") -> Iterator[str]:
     """A sample of what the model writes, piece by piece."""
-    logging = prepared.config.logging
-    torch.manual_seed(prepared.config.seed)
-    return stream_text(
-        finished.model,
-        prepared.corpus.tokenizer,
-        logging.sample_prompt,
-        Sampling(),
-        max_new_tokens=logging.sample_tokens,
-        seed=prepared.config.seed,
-    )
+    return write_sample(finished.model, prepared.corpus.tokenizer, prepared.config)
 
 
 def _summary(
-    trainer: Trainer, prepared: "Prepared", model: BaseLanguageModel, evaluation: EvalReport | None
+    trainer: TrainingLoop, prepared: "Prepared", model: BaseLanguageModel, evaluation: EvalReport | None
 ) -> dict[str, Any]:
     """The numbers of a run, for its record and its card."""
     values: dict[str, Any] = {

@@ -1,13 +1,18 @@
 """A run and its directory: checkpoints, the finished model, and what describes them."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from llmt.checkpoints import layout
-from llmt.checkpoints.atomic import StagedDirectory, publish_into
+from llmt.checkpoints.atomic import StagedDirectory, publish_into, staged_directory
 from llmt.checkpoints.files import append_line, write_text_atomic
 from llmt.checkpoints.reading import read_json
 from llmt.checkpoints.runs import finished_record
@@ -16,14 +21,41 @@ from llmt.checkpoints.store import Checkpoint, CheckpointStore
 from llmt.checkpoints.weights import load_tensors, load_weights
 from llmt.config.load import dump_config
 from llmt.config.run import TrainConfig
+from llmt.data.batch import Batch
 from llmt.models.base import BaseLanguageModel
 from llmt.models.lora import LoraModel, write_adapter
 from llmt.system.plan import RunPlan
 from llmt.tokenizers.base import Tokenizer, special_ids
+from llmt.training.average import Average
 from llmt.training.card import model_card
 from llmt.training.optim import Optimizer
 from llmt.training.report import StepReport
 from llmt.training.state import RunState, parse_state
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint is made of.
+
+    Attributes:
+        state: Position of the run.
+        model: Weights by their names in the model's files.
+        masters: The trained weights by parameter name, where `model` is their average; else empty.
+        optimizer: Its tensors.
+    """
+
+    state: RunState
+    model: dict[str, Tensor]
+    masters: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+    def copied(self) -> "Contents":
+        """The same with tensors of its own, in main memory, that training does not change."""
+        copies = [
+            {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            for tensors in (self.model, self.masters, self.optimizer)
+        ]
+        return Contents(self.state, *copies)
 
 
 class RunKeeper:
@@ -49,11 +81,13 @@ class RunKeeper:
     ) -> None:
         self.directory = directory
         self.store = CheckpointStore(directory)
+        self.plan = plan
         self._model = model
         self._tokenizer = tokenizer
         self._config = config
-        self._plan = plan
         self._base = base
+        self._writing: Callable[[], Path] | None = None
+        self._writer: ThreadPoolExecutor | None = None
 
     def begin(self, audit: dict[str, Any], step: int) -> None:
         """Write the configuration, the plan and the audit of the data; clear what a dead process left.
@@ -66,7 +100,7 @@ class RunKeeper:
         self.store.clean()
         self._rewind_metrics(step)
         write_text_atomic(self.directory / layout.RUN_CONFIG, dump_config(self._config))
-        write_text_atomic(self.directory / layout.PLAN, _json(self._plan.values()))
+        write_text_atomic(self.directory / layout.PLAN, _json(self.plan.values()))
         write_text_atomic(self.directory / layout.AUDIT, _json(audit))
 
     def _rewind_metrics(self, step: int) -> None:
@@ -78,16 +112,47 @@ class RunKeeper:
         if kept != lines:
             write_text_atomic(path, "".join(kept))
 
-    def save(self, state: RunState, optimizer: Optimizer) -> Path:
-        """Write the checkpoint of a step, then remove those that need not be kept.
+    def save(self, state: RunState, optimizer: Optimizer, average: Average | None = None) -> None:
+        """Begin a checkpoint: take what belongs to it; `settle` writes it, or waits until it is written."""
+        assert self._writing is None, "settle comes before the next checkpoint"
+        contents = self._contents(state, optimizer, average)
+        if self._config.training.async_save:
+            contents = contents.copied()
+            if self._writer is None:
+                self._writer = ThreadPoolExecutor(1, thread_name_prefix="llmt-save")
+            self._writing = self._writer.submit(self._write, contents).result
+        else:
+            self._writing = partial(self._write, contents)
+
+    def settle(self) -> Path:
+        """The directory of the checkpoint that was begun, once it is whole.
 
         Raises:
             StorageError: The disk refused; earlier checkpoints stand.
         """
+        assert self._writing is not None, "nothing was begun"
+        finish, self._writing = self._writing, None
+        return finish()
+
+    def _contents(self, state: RunState, optimizer: Optimizer, average: Average | None) -> Contents:
+        masters = optimizer.masters()
+        kept = masters if average is None else average.values
+        if isinstance(self._model, LoraModel):
+            with nullcontext() if average is None else average.in_place():
+                model = {name: tensor.clone() for name, tensor in self._model.adapter_weights().items()}
+        else:
+            own = {self._model.saved_name(name): tensor for name, tensor in kept.items()}
+            model = {**self._model.weights(), **own}
+        return Contents(state, model, masters if average is not None else {}, optimizer.state())
+
+    def _write(self, contents: Contents) -> Path:
+        state = contents.state
 
         def fill(staged: StagedDirectory) -> None:
-            self._write_model(staged, optimizer.masters(), state)
-            save_tensors(staged, layout.OPTIMIZER, optimizer.state())
+            self._write_model(staged, contents)
+            if contents.masters:
+                save_tensors(staged, layout.MASTERS, contents.masters)
+            save_tensors(staged, layout.OPTIMIZER, contents.optimizer)
             staged.write_json(layout.STATE, state.values())
 
         path = self.store.save(state.step, fill)
@@ -96,22 +161,37 @@ class RunKeeper:
         self.store.retain(limit + older, keep=() if best is None else (best,))
         return path
 
-    def _write_model(self, staged: StagedDirectory, masters: dict[str, Tensor], state: RunState) -> None:
+    def _write_model(self, staged: StagedDirectory, contents: Contents) -> None:
         self._tokenizer.save_pretrained(staged.path)
         if isinstance(self._model, LoraModel):
             assert self._base is not None
-            write_adapter(staged, self._model, self._base)
+            write_adapter(staged, self._model, self._base, contents.model)
             return
-        weights = {self._model.saved_name(name): master for name, master in masters.items()}
         # What depends on the clock stays out: the same run writes the same bytes.
-        training = {"step": state.step, "tokens": state.tokens, "best_step": state.best_step}
+        state = contents.state
         self._model.write(
             staged,
-            weights=weights,
+            weights=contents.model,
             token_ids=special_ids(self._tokenizer),
             save_format=self._config.training.save_format,
-            training=training,
+            training={"step": state.step, "tokens": state.tokens, "best_step": state.best_step},
         )
+
+    def dump(self, step: int, window: list[Batch], facts: dict[str, Any]) -> Path:
+        """Keep the batches of a step that went wrong, and what is known of it, in `diverged-STEP`.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        tensors: dict[str, Tensor] = {}
+        for number, batch in enumerate(window):
+            found = {"input_ids": batch.input_ids, "labels": batch.labels, "position_ids": batch.position_ids}
+            tensors |= {f"{number}.{name}": tensor for name, tensor in found.items() if tensor is not None}
+        path = self.directory / f"{layout.DIVERGED_PREFIX}{step}"
+        with staged_directory(path, extra={"step": step}, replace=True) as staged:
+            save_tensors(staged, "batches.safetensors", tensors)
+            staged.write_json("step.json", facts)
+        return path
 
     def log(self, report: StepReport) -> None:
         """Add a line to `metrics.jsonl`."""
@@ -130,7 +210,7 @@ class RunKeeper:
         source = self.store.path(step)
         kind = "adapter" if self._config.lora.enabled else "full"
         name = self._config.name or self.directory.name
-        skipped = (layout.OPTIMIZER, layout.STATE, layout.MANIFEST)
+        skipped = (layout.OPTIMIZER, layout.MASTERS, layout.STATE, layout.MANIFEST)
         with publish_into(self.directory, extra={"step": step}) as staged:
             for path in sorted(source.iterdir()):
                 if path.name not in skipped:
@@ -139,16 +219,36 @@ class RunKeeper:
             staged.write_file(layout.MODEL_CARD, model_card(name, kind, self._config, summary).encode())
 
 
-def read_checkpoint(checkpoint: Checkpoint) -> tuple[RunState, dict[str, Tensor], dict[str, Tensor]]:
-    """State, weights and optimizer tensors of a verified checkpoint.
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read.
+
+    Attributes:
+        state: Position of the run.
+        model: Weights by their names in the model's files.
+        masters: The trained weights by parameter name, where `model` is their average; else None.
+        optimizer: Its tensors.
+    """
+
+    state: RunState
+    model: dict[str, Tensor]
+    masters: dict[str, Tensor] | None
+    optimizer: dict[str, Tensor]
+
+
+def read_checkpoint(checkpoint: Checkpoint) -> Saved:
+    """The tensors and the state of a verified checkpoint.
 
     Raises:
         ModelFileError: A file is damaged or of another format version.
     """
-    state = read_state(checkpoint)
-    adapter = checkpoint.path / layout.ADAPTER_MODEL
-    weights = load_tensors(adapter) if adapter.exists() else load_weights(checkpoint.path)
-    return state, weights, load_tensors(checkpoint.path / layout.OPTIMIZER)
+    adapter, masters = checkpoint.path / layout.ADAPTER_MODEL, checkpoint.path / layout.MASTERS
+    return Saved(
+        read_state(checkpoint),
+        load_tensors(adapter) if adapter.exists() else load_weights(checkpoint.path),
+        load_tensors(masters) if masters.exists() else None,
+        load_tensors(checkpoint.path / layout.OPTIMIZER),
+    )
 
 
 def read_state(checkpoint: Checkpoint) -> RunState:

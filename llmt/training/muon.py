@@ -1,4 +1,4 @@
-"""Muon for runs in fp32: torch's own, but that its products are computed in the precision of the run.
+"""Muon for runs in fp32 and fp16: torch's own, but that its products are computed in fp32.
 
 torch.optim.Muon orthogonalises in bf16 whatever the weights are. Where a processor has no bf16 products they are
 emulated, and a step takes many times as long as in fp32.

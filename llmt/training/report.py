@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from llmt.evaluation.perplexity import EvalReport
 
 
+_NOT_LOGGED = ("evaluation", "checkpoint", "is_best", "sample", "warnings")
+
+
 @dataclass(frozen=True)
 class StepReport:
     """One optimizer step.
@@ -23,8 +26,10 @@ class StepReport:
         seconds: Wall time since the start of this process's training.
         memory: Resident bytes of the process.
         evaluation: Validation after this step, if there was one.
-        checkpoint: Checkpoint written after this step, if there was one.
+        checkpoint: Checkpoint that is whole since this step, if there is one.
         is_best: The validation is the best so far.
+        sample: Text that the model wrote after this step, if it was asked to.
+        warnings: What is unusual about the step, one sentence each.
     """
 
     step: int
@@ -39,10 +44,12 @@ class StepReport:
     evaluation: "EvalReport | None" = None
     checkpoint: Path | None = None
     is_best: bool = False
+    sample: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def metrics(self) -> dict[str, Any]:
         """One line of `metrics.jsonl`."""
-        values = {k: v for k, v in asdict(self).items() if k not in ("evaluation", "checkpoint", "is_best")}
+        values = {k: v for k, v in asdict(self).items() if k not in _NOT_LOGGED}
         if self.evaluation is not None:
             values |= {f"eval_{k}": v for k, v in self.evaluation.values().items()}
         return values

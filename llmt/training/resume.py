@@ -22,14 +22,22 @@ MAY_DIFFER = {
     "data.cache_dir", "data.num_proc", "data.num_workers", "data.pin_memory",
     "data.max_dropped", "data.max_truncated", "data.max_duplicates", "data.max_unknown", "data.max_overlap",
     "training.max_steps", "training.num_train_epochs", "training.max_tokens", "training.max_time",
-    "training.eval_steps", "training.save_steps", "training.save_total_limit", "training.save_format",
-    "training.compile", "training.distributed_backend",
-    "logging.steps", "logging.sample_prompt", "logging.sample_tokens",
+    "training.eval_strategy", "training.eval_steps", "training.early_stopping_patience",
+    "training.early_stopping_threshold", "training.save_strategy", "training.save_steps", "training.save_total_limit",
+    "training.save_format", "training.async_save", "training.stop_on_divergence", "training.auto_micro_batch",
+    "training.compile", "training.accelerate", "training.num_processes", "training.distributed_backend",
+    "training.distributed_timeout",
+    "logging.steps", "logging.sample_strategy", "logging.sample_steps", "logging.sample_prompt",
+    "logging.sample_tokens",
 }  # fmt: skip
 """Settings that a resume may change: none of them changes what a step computes from what."""
 
-PINNED = ("precision", "micro_batch", "accumulation", "compile")
+PINNED = ("precision", "threads", "micro_batch", "accumulation", "compile")
 """Decisions that a resume takes over where they were left open, so that the numbers stay the same bit for bit."""
+
+
+CHANGES = "data_changes"
+"""In the fingerprint: the steps at which a resume went on with another text."""
 
 
 def check_same_config(directory: Path, config: TrainConfig) -> None:
@@ -52,8 +60,13 @@ def check_same_config(directory: Path, config: TrainConfig) -> None:
         )
 
 
-def check_same_run(state: RunState, fingerprint: dict[str, Any]) -> list[str]:
+def check_same_run(state: RunState, fingerprint: dict[str, Any], *, data_change: bool = False) -> list[str]:
     """Text, tokenizer and the base under an adapter are those of the checkpoint.
+
+    Args:
+        state: That of the checkpoint.
+        fingerprint: What the resumed run depends on; steps at which the text changed are added to it.
+        data_change: Another text is allowed.
 
     Returns:
         What else differs, so that the run goes on but not bit for bit.
@@ -61,14 +74,25 @@ def check_same_run(state: RunState, fingerprint: dict[str, Any]) -> list[str]:
     Raises:
         MismatchError: They are not.
     """
-    before = state.fingerprint or {}
+    before = dict(state.fingerprint or {})
+    changes = list(before.pop(CHANGES, []))
+    notes = []
     for key, what in (("data", "the training text"), ("tokenizer", "the tokenizer"), ("base", "the base model")):
-        if before.get(key) != fingerprint[key]:
+        if before.get(key) == fingerprint[key]:
+            continue
+        if key != "data" or not data_change:
+            allowed = "; or --allow-data-change goes on with it" if key == "data" else ""
             raise MismatchError(
                 f"{what} changed since step {state.step}",
-                "put it back as it was, or start a new run with --base on the last checkpoint",
+                f"put it back as it was, or start a new run with --base on the last checkpoint{allowed}",
             )
-    return [f"{key} {before[key]} -> {now}" for key, now in fingerprint.items() if before.get(key, now) != now]
+        before[key] = fingerprint[key]
+        changes.append(state.step)
+        notes.append(f"{what} changed since step {state.step}")
+    notes += [f"{key} {before[key]} -> {now}" for key, now in fingerprint.items() if before.get(key, now) != now]
+    if changes:
+        fingerprint[CHANGES] = changes
+    return notes
 
 
 def weights_fingerprint(directory: Path) -> str:
@@ -93,6 +117,8 @@ def pin_plan(directory: Path, plan: RunPlan, asked: TrainConfig) -> RunPlan:
     kept: dict[str, Any] = {key: saved[key] for key in PINNED if key in saved}
     if asked.training.compile != "auto":
         kept.pop("compile", None)
+    if asked.threads is not None:
+        kept.pop("threads", None)
     return replace(plan, lines=tuple(_pin_line(line, kept, saved) for line in plan.lines), **kept)
 
 

@@ -1,15 +1,27 @@
 """A run that would learn nothing stops before it costs anything."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from llmt.data.batch import IGNORED, Batch
 from llmt.errors import DivergedError
+from llmt.models.base import BaseLanguageModel
 from llmt.training.optim import Optimizer
 
 CHECKED_STEPS = 2
 """Steps that are watched: one half of a fresh adapter has no gradient in the first."""
+
+EMPTY_STEPS = 10
+"""Steps in a row without a target after which a run stops."""
+
+LEAK = 1e-3
+"""How much an earlier position may change with a later id, as a share of the largest value: rounding."""
+
+FIRST_LOSS = (0.5, 2.0)
+"""Bounds of the first loss of random weights, as shares of ln V; a nat more is allowed."""
 
 WATCHED_RATE = 1e-6
 """Steps with a lower rate are not watched: rounding to fp32 may swallow what they change."""
@@ -62,6 +74,137 @@ def check_weights(step: int, optimizer: Optimizer) -> None:
             )
 
 
+def check_objective(batch: Batch) -> None:
+    """The labels are the next ids, shifted once: neither the same ones nor those after.
+
+    Raises:
+        DivergedError: They are not.
+    """
+    following, labels = batch.input_ids[:, 1:], batch.labels[:, :-1]
+    counted = labels != IGNORED
+    if batch.position_ids is not None:
+        counted = counted & (batch.position_ids[:, 1:] > 0)
+    wrong = counted & (labels != following)
+    # Where rows are padded, what is predicted last is followed by padding.
+    ends = counted & (batch.labels[:, 1:] == IGNORED)
+    if bool((wrong & ~ends).any()):
+        row, column = (int(place) for place in (wrong & ~ends).nonzero()[0])
+        raise DivergedError(
+            f"row {row}, position {column}: the label {int(labels[row, column])} is not the next id, "
+            f"{int(following[row, column])}",
+            "shift labels once: labels[t] is input_ids[t + 1]",
+        )
+
+
+@torch.no_grad()
+def check_causal(model: BaseLanguageModel, batch: Batch) -> None:
+    """What a position gives does not depend on the ids after it.
+
+    Raises:
+        DivergedError: It does: the model would learn to copy what it is to predict.
+    """
+    ids = batch.input_ids[:1].to(model.device)
+    if ids.shape[1] < 2:
+        return
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % model.vocab_size
+    training = model.training
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            found, changed = model.hidden_states(ids), model.hidden_states(other)
+    finally:
+        model.train(training)
+    difference = (found[:, :-1].float() - changed[:, :-1].float()).abs().max()
+    if float(difference) > LEAK * (1 + float(found.float().abs().max())):
+        raise DivergedError(
+            "the model sees the ids that it is to predict: an earlier position changed with the last id",
+            "mask what comes later in the model's attention",
+        )
+
+
+def check_first_loss(loss: float, vocab_size: int) -> None:
+    """A model of random weights knows nothing yet: its loss is near that of a guess, ln V.
+
+    Raises:
+        DivergedError: It is not.
+    """
+    guess = math.log(vocab_size)
+    if not FIRST_LOSS[0] * guess <= loss <= FIRST_LOSS[1] * guess + 1:
+        raise DivergedError(
+            f"the loss of random weights is {loss:.3f}, and a guess among {vocab_size:,} tokens loses {guess:.3f}",
+            "check labels and initial weights, such as model.initializer_range",
+        )
+
+
+class Guard:
+    """Watches the first steps of a process: what is trained has a gradient and changes, and nothing else does.
+
+    Args:
+        model: What is trained.
+        optimizer: What moves it.
+        fresh: Weights are random, so that the first loss is known.
+    """
+
+    def __init__(self, model: BaseLanguageModel, optimizer: Optimizer, *, fresh: bool = False) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._fresh = fresh
+        self._watch: ChangeWatch | None = None
+        self._empty = 0
+
+    def begin(self) -> None:
+        """Before the first step.
+
+        Raises:
+            DivergedError: A trainable tensor is not in exactly one group, or a rate is zero.
+        """
+        check_coverage(self._model, self._optimizer)
+
+    def before(self, window: Sequence[Batch], tokens: int) -> None:
+        """Look at a window that is about to be trained on.
+
+        Args:
+            window: Batches of this process.
+            tokens: Targets of the step, over all processes.
+
+        Raises:
+            DivergedError: Labels are not the next ids, the model sees them, or there are none in many steps.
+        """
+        if self._watch is None:
+            for batch in window:
+                check_objective(batch)
+            check_causal(self._model, window[0])
+            self._watch = ChangeWatch(self._model, self._optimizer)
+        self._empty = 0 if tokens else self._empty + 1
+        if self._empty == EMPTY_STEPS:
+            raise DivergedError(
+                f"{EMPTY_STEPS} steps in a row held no token to predict", "llmt data inspect shows what is masked"
+            )
+
+    def gradients(self) -> None:
+        """Look at the gradients of a step that are about to be used."""
+        if self._watch is not None:
+            self._watch.gradients()
+
+    def after(self, rate: float, loss: float) -> bool:
+        """Look at what a step did; whether the watch is over.
+
+        Args:
+            rate: Learning rate of the step; too low ones do not count.
+            loss: Nats for each token.
+
+        Raises:
+            DivergedError: A trainable tensor has no gradient or is unchanged, a frozen one moved, or the first loss is
+                not that of a guess.
+        """
+        assert self._watch is not None
+        if self._fresh:
+            check_first_loss(loss, self._model.vocab_size)
+            self._fresh = False
+        return rate >= WATCHED_RATE and not self._watch.after_step()
+
+
 class ChangeWatch:
     """Compares every tensor before the first step with the same tensor after the second."""
 
@@ -69,7 +212,15 @@ class ChangeWatch:
         self._model = model
         self._optimizer = optimizer
         self._before = self._sums()
+        self._without = {weight.name for weight in optimizer.weights}
         self._steps = 0
+
+    def gradients(self) -> None:
+        """Note which tensors have a gradient in this step."""
+        for weight in self._optimizer.weights:
+            gradient = weight.master.grad
+            if weight.name in self._without and gradient is not None and bool(gradient.any()):
+                self._without.discard(weight.name)
 
     def after_step(self) -> bool:
         """Count one step; at the last watched one, compare. Returns whether watching goes on.
@@ -85,9 +236,11 @@ class ChangeWatch:
             changed = after != self._before[name]
             if changed and name not in trained:
                 raise DivergedError(f"{name}: is frozen and yet it changed", "report this with your configuration")
-            if not changed and name in trained:
+            if name in self._without or (not changed and name in trained):
+                moved = "moved by decay alone in" if changed else "unchanged after"
+                why = "it gets no gradient" if name in self._without else "though it has a gradient"
                 raise DivergedError(
-                    f"{name}: unchanged after {CHECKED_STEPS} steps, it gets no gradient",
+                    f"{name}: {moved} {CHECKED_STEPS} steps, {why}",
                     "check that the data has targets and that the learning rate is above zero",
                 )
         return False

@@ -18,6 +18,11 @@ class RunState:
         seconds: Wall time of training so far, over all processes.
         best_step: Step of the best validation; None before the first.
         best_loss: Its nats for each token.
+        stale: Validations in a row without a gain.
+        losses: The last losses that were not unusually high.
+        high: Steps in a row whose loss was.
+        loss_scale: What the loss is multiplied by in fp16; None in other precisions.
+        scaled_steps: Steps since the scale was last changed.
         stream: Where text that is streamed goes on; None where it is prepared.
         fingerprint: What the run depends on, by name: data, tokenizer, versions, precision, threads.
     """
@@ -27,6 +32,11 @@ class RunState:
     seconds: float = 0.0
     best_step: int | None = None
     best_loss: float | None = None
+    stale: int = 0
+    losses: tuple[float, ...] = ()
+    high: int = 0
+    loss_scale: float | None = None
+    scaled_steps: int = 0
     stream: dict[str, Any] | None = None
     fingerprint: dict[str, Any] | None = None
 
@@ -51,6 +61,7 @@ def parse_state(values: dict[str, Any], name: str) -> RunState:
             "resume with the version of llmt that wrote it",
         )
     fields = {key: value for key, value in values.items() if key != "format"}
+    fields["losses"] = tuple(fields.get("losses", ()))
     try:
         return RunState(**fields)
     except TypeError as error:

@@ -38,12 +38,13 @@ def test_a_module_fits_on_a_few_screens(module: Module) -> None:
 
 @pytest.mark.parametrize("module", modules(), ids=lambda m: m.name)
 def test_functions_are_small(module: Module) -> None:
-    """At most 60 lines of code, 8 parameters and a McCabe number of 12."""
+    """At most 60 lines of code, 8 parameters (a command has one for each option) and a McCabe number of 12."""
     for function in module.functions():
         where = f"{module.name}:{function.lineno} {function.name}"
         assert module.code_lines(function) <= FUNCTION_LINES, where
         arguments = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
-        assert len([a for a in arguments if a not in ("self", "cls")]) <= PARAMETERS, where
+        is_command = any("with_settings" in ast.unparse(decorator) for decorator in function.decorator_list)
+        assert is_command or len([a for a in arguments if a not in ("self", "cls")]) <= PARAMETERS, where
         if f"{module.name}.{function.name}" not in MORE_COMPLEX:
             assert _complexity(function) <= COMPLEXITY, where
 

@@ -16,11 +16,14 @@ FIELDS = {field.path: field for field in walk_fields(TrainConfig)}
 # alias -> what is typed -> what the setting becomes
 CONVERTED: dict[str, dict[str, Any]] = {
     "use_amp": {"true": "auto", "false": "fp32"},
-    "fp16": {"false": "auto"},
+    "fp16": {"true": "fp16", "false": "auto", "True": "fp16"},
     "bf16": {"true": "bf16", "false": "fp32", "True": "bf16"},
-    "amp_dtype": {"bfloat16": "bf16", "bf16": "bf16", "float32": "fp32", "auto": "auto"},
-    "mixed_precision": {"no": "fp32", "bf16": "bf16"},
-    "accelerate_mixed_precision": {"no": "fp32", "bf16": "bf16"},
+    "amp_dtype": {
+        "bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16", "half": "fp16", "float32": "fp32",
+        "auto": "auto",
+    },
+    "mixed_precision": {"no": "fp32", "bf16": "bf16", "fp16": "fp16"},
+    "accelerate_mixed_precision": {"no": "fp32", "bf16": "bf16", "fp16": "fp16"},
     "torch_compile": {"true": "always", "false": "never"},
     "compile_model": {"true": "always", "false": "never"},
     "force_cpu": {"true": "cpu", "false": "auto"},
@@ -35,15 +38,21 @@ CONVERTED: dict[str, dict[str, Any]] = {
     "tokenizer_type": {"wordpiece": "wordpiece"},
     "tokenizer_path": {"tokenizers/bpe": "tokenizers/bpe"},
     "num_threads": {"3": 3},
-}
+}  # fmt: skip
 REFUSED = {
-    "fp16": ["true", "yes", "1", "null"],
+    "fp16": ["yes", "1", "null"],
     "bf16": ["1", "yes", "null"],
     "use_amp": ["5", "no"],
     "force_cpu": ["cpu", "1"],
     "compile_model": ["always"],
-    "amp_dtype": ["float16", "fp16", "half", "int8", "true"],
-    "mixed_precision": ["fp16", "fp8", "yes"],
+    "amp_dtype": ["int8", "float8", "true"],
+    "mixed_precision": ["fp8", "yes"],
+    "evaluation_strategy": ["never", "true"],
+    "patience": ["0", "-1", "true"],
+    "use_accelerate": ["yes", "1"],
+    "nproc_per_node": ["0", "gpu"],
+    "ddp_timeout": ["soon", "true"],
+    "auto_find_batch_size": ["auto", "2"],
     "peft_type": ["ADALORA", "IA3"],
 }
 
@@ -139,11 +148,22 @@ def test_a_value_without_meaning_is_refused(tmp_path: Path, alias: str, text: st
     assert caught.value.message.startswith(f"{file}:1:1: ")
 
 
-@pytest.mark.parametrize("text", ["fp16: true", "amp_dtype: float16", "mixed_precision: fp16", "precision: fp16"])
-def test_half_precision_says_what_there_is(tmp_path: Path, text: str) -> None:
-    """Whoever asks for fp16 is told of bf16 and auto."""
-    with pytest.raises(ConfigError, match=r"(?s)fp16.*bf16|auto.*bf16.*fp16"):
-        load(tmp_path / "run.yaml", text)
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("evaluation_strategy: epoch", "training.eval_strategy", "epoch"),
+        ("evaluation_strategy: no", "training.eval_strategy", "no"),
+        ("patience: 3", "training.early_stopping_patience", 3),
+        ("use_accelerate: true", "training.accelerate", True),
+        ("nproc_per_node: 2", "training.num_processes", 2),
+        ("ddp_timeout: 1800", "training.distributed_timeout", 1800.0),
+        ("ddp_timeout: 30m", "training.distributed_timeout", 1800.0),
+        ("auto_find_batch_size: true", "training.auto_micro_batch", True),
+    ],
+)
+def test_what_other_trainers_take_is_read(tmp_path: Path, text: str, path: str, value: Any) -> None:
+    """Values as people have them in their files mean the same here."""
+    assert read(load(tmp_path / "run.yaml", text).config, path) == value
 
 
 @pytest.mark.parametrize(
@@ -152,6 +172,8 @@ def test_half_precision_says_what_there_is(tmp_path: Path, text: str) -> None:
         ("fp16: false\nbf16: true", "training.precision", "bf16"),
         ("bf16: true\nfp16: false", "training.precision", "bf16"),
         ("fp16: false\nbf16: false", "training.precision", "fp32"),
+        ("use_amp: true\nfp16: true", "training.precision", "fp16"),
+        ("use_amp: true\namp_dtype: float16", "training.precision", "fp16"),
         ("use_amp: true\nbf16: true", "training.precision", "bf16"),
         ("force_cpu: false\ndevice: cuda", "device", "cuda"),
         ("device: cuda\nforce_cpu: false", "device", "cuda"),

@@ -168,7 +168,7 @@ def test_a_key_that_is_like_nothing_gets_no_suggestion(tmp_path: Path) -> None:
             "training: {gradient_checkpointing: off}",
             "training.gradient_checkpointing: must be true or false, not 'off'",
         ),
-        ("training: {precision: fp16}", "training.precision: should be 'auto', 'fp32' or 'bf16', not 'fp16'"),
+        ("training: {precision: fp8}", "training.precision: should be 'auto', 'fp32', 'bf16' or 'fp16', not 'fp8'"),
         ("name: [a]", "name: must be text"),
         ("name: true", "name: must be text, not True"),
         ("data: {sources: [[a]]}", "data.sources: must be text"),
@@ -203,6 +203,7 @@ def test_wrong_values_are_refused_in_plain_words(tmp_path: Path, text: str, prob
         ("training: {max_time: 1h30m}", "training.max_time", 5400.0),
         ("training: {max_time: 90}", "training.max_time", 90.0),
         ("training: {gradient_checkpointing: TRUE}", "training.gradient_checkpointing", True),
+        ("training: {precision: fp16}", "training.precision", "fp16"),
         ("training: {max_steps: null}", "training.max_steps", None),
         ("name: 007", "name", "007"),
         ("name: 2024", "name", "2024"),
@@ -240,6 +241,7 @@ def test_problems_between_settings_name_their_places(tmp_path: Path) -> None:
         ("", ["seed=1", "seed=2"], "--set seed: seed: contradicts --set seed"),
         ("force_cpu: true\ndevice: cuda", [], "run.yaml:2:1: device: contradicts run.yaml:1:1"),
         ("bf16: true\nuse_amp: false", [], "run.yaml:2:1: use_amp: contradicts run.yaml:1:1"),
+        ("bf16: true\nfp16: true", [], "run.yaml:2:1: fp16: contradicts run.yaml:1:1"),
     ],
 )
 def test_two_spellings_that_disagree_are_a_problem(tmp_path: Path, text: str, sets: list[str], where: str) -> None:

@@ -12,8 +12,8 @@ from llmt.errors import Interrupted
 from llmt.training.build import Prepared, build_trainer, prepare
 from llmt.training.finish import finish
 from llmt.training.keeper import RunKeeper
+from llmt.training.loop import TrainingLoop
 from llmt.training.report import StepReport
-from llmt.training.trainer import Trainer
 
 TEXT = "".join(f"Line {n}: {'the quick brown fox jumps over it'[n % 9 :]} {n * n}.\n" for n in range(120))
 
@@ -22,7 +22,7 @@ TEXT = "".join(f"Line {n}: {'the quick brown fox jumps over it'[n % 9 :]} {n * n
 class Run:
     """A run that came to its end, or was stopped."""
 
-    trainer: Trainer
+    trainer: TrainingLoop
     keeper: RunKeeper
     prepared: Prepared
     reports: list[StepReport] = field(default_factory=list)

@@ -60,9 +60,12 @@ def test_a_weight_without_a_gradient_stays() -> None:
     assert not optimizer.state[weight]
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, PlainMuon), (torch.bfloat16, torch.optim.Muon)])
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(torch.float32, PlainMuon), (torch.float16, PlainMuon), (torch.bfloat16, torch.optim.Muon)],
+)
 def test_the_precision_of_the_run_decides(dtype: torch.dtype, kind: type[torch.optim.Muon]) -> None:
-    """In fp32 nothing is computed in bf16, which not every processor can."""
+    """In fp32 and fp16 nothing is computed in bf16, which not every processor can."""
 
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -19,13 +19,14 @@ from llmt.data.shards import ShardSet
 from llmt.evaluation.perplexity import evaluate
 from llmt.models.base import BaseLanguageModel
 from llmt.models.transformer import TransformerLM
+from llmt.training.limits import Limits
+from llmt.training.loop import TrainingLoop
 from llmt.training.optim import Optimizer
 from llmt.training.schedule import Schedule
-from llmt.training.trainer import Limits, Trainer
 
 V = 13
 LIMITS = Limits(
-    max_steps=60, max_tokens=None, max_seconds=None, micro_batch=8, accumulation=1, eval_steps=0, save_steps=1000,
+    max_steps=60, max_tokens=None, max_seconds=None, micro_batch=8, accumulation=1,
     max_grad_norm=1.0,
 )  # fmt: skip
 
@@ -33,7 +34,10 @@ LIMITS = Limits(
 class Nowhere:
     """Keeps nothing."""
 
-    def save(self, state: Any, optimizer: Any) -> Any:
+    def save(self, state: Any, optimizer: Any, average: Any) -> None:
+        pass
+
+    def settle(self) -> Any:
         return None
 
 
@@ -74,11 +78,11 @@ def _network(seed: int = 1) -> TransformerLM:
     return model
 
 
-def _trainer(model: BaseLanguageModel, shards: ShardSet, block: int = 32, **limits: Any) -> Trainer:
+def _trainer(model: BaseLanguageModel, shards: ShardSet, block: int = 32, **limits: Any) -> TrainingLoop:
     chosen = dataclasses.replace(LIMITS, **limits)
     optimizer = Optimizer(model, TrainingConfig(optimizer="adamw", weight_decay=0.0, learning_rate=0.01))
     loader = BatchLoader(_blocks(shards, block), chosen.micro_batch, 0)
-    return Trainer(model, optimizer, loader, Schedule("constant", 1, 0), chosen, Nowhere(), 0)
+    return TrainingLoop(model, optimizer, loader, Schedule("constant", 1, 0), chosen, Nowhere(), 0)
 
 
 def test_a_model_that_knows_the_next_token_has_no_loss() -> None:
@@ -208,7 +212,7 @@ class _Untrained(BatchLoader):
         return Batch(batch.input_ids, torch.full_like(batch.labels, -100), 0)
 
 
-def _with_untrained(empty: set[int], **limits: Any) -> Trainer:
+def _with_untrained(empty: set[int], **limits: Any) -> TrainingLoop:
     trainer = _trainer(_network(), _periodic(), **limits)
     trainer.optimizer = Optimizer(trainer.model, TrainingConfig(optimizer="muon", weight_decay=0.1))
     trainer.loader = _Untrained(empty)

@@ -66,10 +66,17 @@ def _pair() -> tuple[torch.nn.Module, Optimizer]:
     return model, Optimizer(model, TrainingConfig(optimizer="adamw"))
 
 
+def _give_gradients(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+
+
 def test_unchanged_tensor_is_found() -> None:
     """A trainable tensor that two steps do not change is named; before the second step nothing is said."""
     model, optimizer = _pair()
     watch = ChangeWatch(model, optimizer)
+    _give_gradients(model)
+    watch.gradients()
     for name, parameter in model.named_parameters():
         if name != "1.weight":
             parameter.data += 1
@@ -95,10 +102,32 @@ def test_change_of_every_tensor_ends_the_watch() -> None:
     """Where all trainable tensors changed, two steps are enough."""
     model, optimizer = _pair()
     watch = ChangeWatch(model, optimizer)
+    _give_gradients(model)
+    watch.gradients()
     for parameter in model.parameters():
         parameter.data += 1
     assert watch.after_step()
     assert not watch.after_step()
+
+
+def test_a_tensor_without_gradient_is_found() -> None:
+    """One that decay moves and no gradient is named; a gradient in one of the two steps is enough."""
+    model, optimizer = _pair()
+    for late in (False, True):
+        watch = ChangeWatch(model, optimizer)
+        _give_gradients(model)
+        model[1].weight.grad = torch.zeros(3, 3)
+        watch.gradients()
+        for parameter in model.parameters():
+            parameter.data *= 0.99
+        assert watch.after_step()
+        if late:
+            model[1].weight.grad = torch.ones(3, 3)
+            watch.gradients()
+            assert not watch.after_step()
+        else:
+            with pytest.raises(DivergedError, match=r"1\.weight: moved by decay alone.* no gradient"):
+                watch.after_step()
 
 
 def test_tensor_outside_the_optimizer_is_found() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llmt.training.trainer import total_steps
+from llmt.training.limits import total_steps
 
 
 @pytest.mark.parametrize("settings", [

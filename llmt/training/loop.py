@@ -1,0 +1,384 @@
+"""The loop: batches -> gradients -> weights, one `StepReport` a step."""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from llmt.data.batch import Batch
+from llmt.errors import DivergedError, Interrupted, StorageError
+from llmt.evaluation.perplexity import EvalReport, evaluate
+from llmt.models.base import BaseLanguageModel
+from llmt.system.memory import process_memory
+from llmt.training.average import Average
+from llmt.training.divergence import watch_loss
+from llmt.training.limits import Limits
+from llmt.training.micro_batch import memory_errors
+from llmt.training.optim import Optimizer
+from llmt.training.report import StepReport
+from llmt.training.runtime import Runtime
+from llmt.training.sanity import Guard, check_finite, check_weights
+from llmt.training.schedule import Schedule
+from llmt.training.state import RunState
+from llmt.training.step import FIRST_SCALE, Gradients, Stepper, next_scale
+
+T = TypeVar("T")
+
+MOST_FAILED_SAVES = 3
+"""Checkpoints in a row that the disk may refuse before the run gives up."""
+
+
+class Keeper(Protocol):
+    """Where a run is kept."""
+
+    def save(self, state: RunState, optimizer: Optimizer, average: Average | None) -> None:
+        """Begin a checkpoint: `settle` has to be called before the next one."""
+        ...
+
+    def settle(self) -> Path:
+        """Finish what was begun: its directory, whole. Where this fails there is nothing new."""
+        ...
+
+    def dump(self, step: int, window: list[Batch], facts: dict[str, Any]) -> Path:
+        """Keep the batches of a step that went wrong; return their directory."""
+        ...
+
+
+class Loader(Protocol):
+    """Where training batches come from."""
+
+    def batches(self, start_sample: int = 0) -> Iterator[Batch]:
+        """Batch after batch from a sample on, without end."""
+        ...
+
+    def epoch(self, samples: int) -> float:
+        """Passes over the text after so many samples."""
+        ...
+
+    def position(self) -> dict[str, Any] | None:
+        """Where the last batch ends, of text that is streamed."""
+        ...
+
+    def go_to(self, position: dict[str, Any] | None) -> None:
+        """Go on from such a place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out text.
+
+    Attributes:
+        batches: Gives this process's batches of it.
+        text_bytes: UTF-8 bytes behind all of them; 0 where they are only a part.
+    """
+
+    batches: Callable[[], Iterator[Batch]]
+    text_bytes: int = 0
+
+
+class TrainingLoop:
+    """Moves a model from the state it is in to the end of its run.
+
+    Args:
+        model: On its device, in its compute precision.
+        optimizer: Over the model's trainable parameters.
+        loader: This process's training batches.
+        schedule: Learning rate by step.
+        limits: When to stop, validate and save.
+        keeper: Where checkpoints go.
+        seed: Start of the random numbers of dropout.
+        runtime: The processes that share a step; None for one.
+
+    Attributes:
+        state: Where the run is.
+        average: Moving average of the weights; where there is one, it is validated and kept as the model.
+        validation: Held-out text; None where there is none.
+        sampler: Writes a sample, piece by piece; None where none is wanted.
+        guard: Watches the first steps; None watches nothing.
+        fingerprint: What the run depends on; kept in every checkpoint.
+        notes: Why a resumed run is not the same bit for bit, one phrase each.
+    """
+
+    def __init__(
+        self,
+        model: BaseLanguageModel,
+        optimizer: Optimizer,
+        loader: Loader,
+        schedule: Schedule,
+        limits: Limits,
+        keeper: Keeper,
+        seed: int,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.loader = loader
+        self.schedule = schedule
+        self.limits = limits
+        self.keeper = keeper
+        self.runtime = runtime or Runtime()
+        self.state = RunState()
+        self.average: Average | None = None
+        self.validation: Validation | None = None
+        self.sampler: Callable[[], Iterator[str]] | None = None
+        self.guard: Guard | None = None
+        self.fingerprint: dict[str, Any] = {}
+        self.notes: tuple[str, ...] = ()
+        self.seed = seed
+        self._stop_signal = 0
+        self._saved_step = 0
+        self._begun: int | None = None
+        self._failed_saves = 0
+        self._earlier_best: tuple[int | None, float | None] = (None, None)
+
+    def request_stop(self, signum: int) -> None:
+        """Finish the step under way, save, and raise `Interrupted` from `run`."""
+        self._stop_signal = signum
+
+    def scale_loss(self) -> None:
+        """Multiply the loss, as fp16 needs it."""
+        if self.state.loss_scale is None:
+            self.state = self.state.advance(loss_scale=FIRST_SCALE)
+
+    def resume(self, state: RunState) -> None:
+        """Go on from `state`; weights and optimizer hold what belongs to it already."""
+        self.state = state
+        self._saved_step = state.step
+        self.loader.go_to(state.stream)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Sequences of a step, over all processes."""
+        return self.limits.micro_batch * self.limits.accumulation * self.runtime.world_size
+
+    @property
+    def stopped_early(self) -> bool:
+        """Validation has not become better for as long as the run was told to wait."""
+        return self.limits.patience is not None and self.state.stale >= self.limits.patience
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the text so far."""
+        return self.loader.epoch(self.state.step * self.samples_per_step)
+
+    def run(self) -> Iterator[StepReport]:
+        """Train to the end, one report a step.
+
+        Raises:
+            DivergedError: A number is not finite, or nothing would be learnt.
+            Interrupted: A stop was requested; a checkpoint stands.
+            OutOfMemoryError: A step does not fit.
+            StorageError: Checkpoints cannot be written.
+        """
+        if self.guard is not None:
+            self.guard.begin()
+        stepper = Stepper(self.model, self.optimizer, self.seed, self.runtime)
+        started, earlier = time.monotonic(), self.state.seconds
+        batches = self.loader.batches(self.state.step * self.samples_per_step)
+        self.model.train()
+        try:
+            while not self._finished():
+                begun = time.monotonic()
+                window = [next(batches) for _ in range(self.limits.accumulation)]
+                report = self._step(stepper, window)
+                now = time.monotonic()
+                seconds = self.runtime.from_main(earlier + now - started)
+                self.state = self.state.advance(seconds=seconds)
+                report["tokens_per_second"] = report.pop("trained") / max(now - begun, 1e-9)
+                yield self._complete(report, now - started)
+                self._heed_stop()
+            self._settle(required=True)
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()
+
+    def _finished(self) -> bool:
+        limits, state = self.limits, self.state
+        return (
+            state.step >= limits.max_steps
+            or (limits.max_tokens is not None and state.tokens >= limits.max_tokens)
+            or (limits.max_seconds is not None and state.seconds >= limits.max_seconds)
+            or self.stopped_early
+        )
+
+    def _step(self, stepper: Stepper, window: list[Batch]) -> dict[str, Any]:
+        """One optimizer step over a window of batches; its numbers.
+
+        A window in which no token is trained moves no weight: without gradients there is neither momentum nor
+        decay. Its loss is 0, of 0 tokens.
+        """
+        state, before = self.state, self.epoch
+        tokens = round(self.runtime.total(sum(batch.tokens for batch in window))[0])
+        if self.guard is not None:
+            self.guard.before(window, tokens)
+        with memory_errors(state.step + 1, self.limits):
+            found = stepper.gradients(window, state.step, tokens, state.loss_scale)
+        loss = found.nats / max(tokens, 1)
+        try:
+            state, warnings = self._judge_gradients(found, loss, tokens)
+        except DivergedError as error:
+            raise self._dumped(error, window, found) from None
+        rate = self._move(found)
+        scale, steps = next_scale(found.scale, state.loss_scale, state.scaled_steps)
+        self.state = state.advance(
+            step=state.step + 1, tokens=state.tokens + tokens, loss_scale=scale, scaled_steps=steps
+        )
+        if self.average is not None:
+            self.average.update(state.step + 1)
+        if self.guard is not None and tokens and self.guard.after(rate, loss):
+            self.guard = None
+        return {"loss": loss, "learning_rate": rate, "grad_norm": found.norm, "trained": tokens,
+                "warnings": warnings, "before": before}  # fmt: skip
+
+    def _judge_gradients(self, found: Gradients, loss: float, tokens: int) -> tuple[RunState, tuple[str, ...]]:
+        """The state with the loss taken in, and what is unusual about it, before anything moves."""
+        step, state, warning = self.state.step + 1, self.state, ""
+        check_finite(step, found.nats, found.norm, self.optimizer)
+        if tokens:
+            state, warning = watch_loss(state, loss, found.norm)
+            if self.guard is not None:
+                self.guard.gradients()
+        if warning and self.limits.stop_on_divergence:
+            raise DivergedError(f"{warning} at step {step}", "lower training.learning_rate")
+        return state, (f"step {step}: {warning}",) if warning else ()
+
+    def _move(self, found: Gradients) -> float:
+        """Clip and step; the rate of the last group."""
+        if 0 < self.limits.max_grad_norm < found.norm:
+            masters = [weight.master for weight in self.optimizer.weights]
+            torch.nn.utils.clip_grads_with_norm_(masters, self.limits.max_grad_norm, torch.tensor(found.norm))
+        factor = self.schedule.factor(self._progress())
+        self.optimizer.set_rate(factor)
+        self.optimizer.step()
+        return self.optimizer.groups[-1].peak * factor
+
+    def _progress(self) -> float:
+        """Steps finished, or as many as the clock says where the run is limited by time and that is more."""
+        seconds = self.limits.max_seconds
+        if seconds is None:
+            return self.state.step
+        return max(self.state.step, self.schedule.total_steps * min(self.state.seconds / seconds, 1.0))
+
+    def _dumped(self, error: DivergedError, window: list[Batch], found: Gradients) -> DivergedError:
+        """The error, with where its batches were kept and which samples they are."""
+        first = self.state.step * self.samples_per_step
+        last = first + self.samples_per_step - 1
+        facts = {"step": self.state.step + 1, "samples": [first, last],
+                 "nats": str(found.nats), "grad_norm": str(found.norm), "problem": error.message}  # fmt: skip
+        kept = self.runtime.on_main(lambda: self.keeper.dump(self.state.step + 1, window, facts))
+        where = f"; samples {first} to {last}" + (f" are kept in {kept}" if kept else "")
+        return DivergedError(error.message + where, error.hint)
+
+    def _complete(self, report: dict[str, Any], seconds: float) -> StepReport:
+        """Validate, sample and save where that is due, and say what the step did."""
+        limits, before, now = self.limits, report.pop("before"), self.epoch
+        step, last = self.state.step, self._finished()
+        evaluation, best = None, False
+        if self.validation is not None and limits.validates and (last or limits.evaluate.due(step, before, now)):
+            evaluation = self.evaluate()
+        if evaluation is not None:
+            best = self._judge(evaluation.loss)
+            last = last or self.stopped_early
+        sample = None
+        if self.sampler is not None and limits.sample.due(step, before, now):
+            sample = self._sample(self.sampler)
+        checkpoint = None
+        if best or last or limits.save.due(step, before, now):
+            checkpoint, refused = self._save(required=last)
+            report["warnings"] += refused
+        return StepReport(
+            step=step, epoch=now, tokens=self.state.tokens, seconds=seconds, memory=process_memory(),
+            evaluation=evaluation, checkpoint=checkpoint, is_best=best, sample=sample, **report,
+        )  # fmt: skip
+
+    def _judge(self, loss: float) -> bool:
+        """Take in a validation loss; whether it is the best so far."""
+        state = self.state
+        gained = state.best_loss is None or loss < state.best_loss - self.limits.threshold
+        best = state.best_loss is None or loss < state.best_loss
+        self.state = state.advance(stale=0 if gained else state.stale + 1)
+        if best:
+            self._earlier_best = (state.best_step, state.best_loss)
+            self.state = self.state.advance(best_step=state.step, best_loss=loss)
+        return best
+
+    def evaluate(self) -> EvalReport | None:
+        """Measure the model as it stands on the held-out batches; None where a stop was requested meanwhile.
+
+        Compiled blocks run eagerly meanwhile.
+        """
+        validation = self.validation
+        assert validation is not None
+        with self._averaged(), torch.compiler.set_stance("force_eager"):
+            own = evaluate(self.model, self._until_stopped(validation.batches()), text_bytes=validation.text_bytes)
+        nats, tokens = self.runtime.total(own.nats, own.tokens)
+        if self.runtime.highest(self._stop_signal):
+            return None
+        check_finite(self.state.step, nats, 0.0, self.optimizer)
+        return EvalReport(nats, round(tokens), own.text_bytes)
+
+    def _sample(self, sampler: Callable[[], Iterator[str]]) -> str | None:
+        if not self.runtime.is_main:
+            return None
+        with self._averaged(), torch.compiler.set_stance("force_eager"):
+            self.model.eval()
+            try:
+                return "".join(self._until_stopped(sampler()))
+            finally:
+                self.model.train()
+
+    def _until_stopped(self, items: Iterator[T]) -> Iterator[T]:
+        for item in items:
+            if self._stop_signal:
+                return
+            yield item
+
+    def _averaged(self) -> Any:
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _save(self, *, required: bool) -> tuple[Path | None, tuple[str, ...]]:
+        """Write a checkpoint, or begin to; what was written, and what the disk refused.
+
+        Raises:
+            StorageError: It is required, or too many in a row were refused.
+        """
+        check_weights(self.state.step, self.optimizer)
+        path, problems = self._settle(required=False)
+        state = self.state.advance(fingerprint=self.fingerprint, stream=self.loader.position())
+        self.runtime.on_main(lambda: self.keeper.save(state, self.optimizer, self.average))
+        self._begun = state.step
+        if required or not self.limits.async_save:
+            path, more = self._settle(required=required)
+            problems += more
+        return path, problems
+
+    def _settle(self, *, required: bool) -> tuple[Path | None, tuple[str, ...]]:
+        """Wait until the checkpoint that was begun is written; the next one is tried where the disk refuses it."""
+        if self._begun is None:
+            return None, ()
+        step, self._begun = self._begun, None
+        try:
+            path = self.runtime.on_main(self.keeper.settle)
+        except StorageError as error:
+            self._failed_saves += 1
+            if required or self._failed_saves >= MOST_FAILED_SAVES:
+                raise
+            if self.state.best_step == step:
+                self.state = self.state.advance(best_step=self._earlier_best[0], best_loss=self._earlier_best[1])
+            return None, (f"step {step}: {error.message}; another checkpoint is tried when the next one is due",)
+        self._failed_saves, self._saved_step = 0, step
+        return path, ()
+
+    def _heed_stop(self) -> None:
+        signum = self.runtime.highest(self._stop_signal)
+        if not signum:
+            return
+        self._settle(required=True)
+        if self._saved_step != self.state.step:
+            self._save(required=True)
+        raise Interrupted(f"stopped at step {self.state.step}, saved", "", signum)

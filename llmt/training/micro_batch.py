@@ -1,0 +1,96 @@
+"""How much fits into memory at once, and what to say when it does not."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from llmt.errors import OutOfMemoryError
+from llmt.system.memory import get_memory_usage, peak_memory, process_memory, reset_peak
+from llmt.training.limits import Limits
+from llmt.units import format_size
+
+SHARE = 0.85
+"""Share of the free memory that a trial may foresee to use."""
+
+_REFUSALS = ("not enough memory", "out of memory", "can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch's own allocator for CPUs raises a plain RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        text in str(error).lower() for text in _REFUSALS
+    )
+
+
+@contextmanager
+def memory_errors(step: int, limits: Limits) -> Iterator[None]:
+    """Within it, memory that runs out in a step is an error that says which settings need less.
+
+    Raises:
+        OutOfMemoryError: It ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        micro, passes = limits.micro_batch, limits.accumulation
+        smaller = next((n for n in range(micro // 2, 0, -1) if micro % n == 0), None)
+        hint = "llmt train --gradient-checkpointing, a smaller model, or a shorter --block-size"
+        if smaller is not None:
+            hint = (
+                f"--per-device-train-batch-size {smaller} --gradient-accumulation-steps {passes * micro // smaller} "
+                "keeps the sequences of a step"
+            )
+        raise OutOfMemoryError(
+            f"memory ran out in step {step}: {micro} sequences at once ({_used()} in use)", hint
+        ) from None
+
+
+def _used() -> str:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return format_size(torch.cuda.max_memory_allocated())
+    return format_size(process_memory())
+
+
+def largest_micro_batch(sequences: int, attempt: Callable[[int], None], device: str) -> tuple[int, str]:
+    """The largest divisor of `sequences` that fits, by trial from 1 upwards, and why.
+
+    On CUDA a trial may fail without harm. On a CPU the system would end the process: what the next trial takes is
+    foreseen from the growth of the last.
+
+    Args:
+        sequences: Of one process in one step.
+        attempt: Runs forward and backward over so many sequences.
+        device: Kind of device.
+
+    Raises:
+        OutOfMemoryError: Not even one sequence fits.
+    """
+    fits, reason = 0, "all sequences of a step fit at once"
+    reset_peak()
+    before = process_memory()
+    for micro in (n for n in range(1, sequences + 1) if sequences % n == 0):
+        if device != "cuda" and fits:
+            growth = (peak_memory() - before) * micro // fits
+            room = round((get_memory_usage().available or growth) * SHARE)
+            if growth > room:
+                reason = f"{micro} would take about {format_size(growth)} of {format_size(room)}"
+                break
+        try:
+            attempt(micro)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = f"{micro} did not fit"
+            break
+        fits = micro
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    if not fits:
+        raise OutOfMemoryError(
+            "training.auto_micro_batch: not even one sequence fits",
+            "llmt train --gradient-checkpointing, a smaller model, or a shorter --block-size",
+        )
+    return fits, f"found by trial: {reason}"

@@ -1,0 +1,89 @@
+"""configuration -> the model that is trained: fresh, loaded, under an adapter, as a checkpoint left it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmt.checkpoints.store import Checkpoint
+from llmt.config.run import TrainConfig
+from llmt.errors import MismatchError
+from llmt.models.base import BaseLanguageModel
+from llmt.models.fresh import new_model
+from llmt.models.load import load_model
+from llmt.models.lora import LoraModel, add_lora
+from llmt.models.transformer import TransformerLM
+from llmt.system.plan import RunPlan
+from llmt.tokenizers.base import Tokenizer, special_ids
+from llmt.training.keeper import read_checkpoint
+from llmt.training.loop import TrainingLoop
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def make_model(
+    config: TrainConfig, plan: RunPlan, tokenizer: Tokenizer, base: Path | None
+) -> tuple[BaseLanguageModel, dict[str, Tensor]]:
+    """The model in its compute precision, and the fp32 values of what will be trained, by name.
+
+    Raises:
+        MismatchError: Gradient checkpointing was asked for, and the model does not offer it.
+        ModelFileError: The base cannot be read.
+    """
+    dtype = DTYPES[plan.precision]
+    if base is not None:
+        model = load_model(base, device=plan.device)
+        if isinstance(model, TransformerLM):
+            model.set_dropout(config.model.attention_dropout, config.model.hidden_dropout)
+    else:
+        ids = special_ids(tokenizer)
+        fresh = new_model(config.model, tokenizer.vocab_size, config.data.block_size, config.seed, ids)
+        model = fresh.to(plan.device)
+    if isinstance(model, TransformerLM):
+        model.gradient_checkpointing = config.training.gradient_checkpointing
+    elif config.training.gradient_checkpointing:
+        raise MismatchError("gradient checkpointing is offered for Llama-shaped models only", "leave it out")
+    if config.lora.enabled:
+        torch.manual_seed(config.seed)
+        return add_lora(model.to(dtype), config.lora), {}
+    exact = {name: p.detach() for name, p in model.named_parameters()} if plan.precision != "fp32" else {}
+    exact = {name: value.clone() for name, value in exact.items()}
+    return model.to(dtype), exact
+
+
+def compile_blocks(model: BaseLanguageModel, plan: RunPlan) -> None:
+    """Compile each block by itself: equal blocks share one compilation."""
+    inner = model.base if isinstance(model, LoraModel) else model
+    if plan.compile and isinstance(inner, TransformerLM):
+        for block in inner.model.layers:
+            block.compile(dynamic=False)
+
+
+def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:
+    """Put weights, optimizer, average and position where a checkpoint left them.
+
+    Raises:
+        MismatchError: It belongs to another model, or has no average where one is kept, or the other way round.
+        ModelFileError: It cannot be read.
+    """
+    saved, model, optimizer = read_checkpoint(checkpoint), loop.model, loop.optimizer
+    if (saved.masters is None) is not (loop.average is None):
+        raise MismatchError(
+            f"training.ema_decay: {checkpoint.path} has {'no' if saved.masters is None else 'an'} average of weights",
+            "resume with the configuration that the run began with",
+        )
+    own = {w.name: model.saved_name(w.name) for w in optimizer.weights}
+    if isinstance(model, LoraModel):
+        model.load_adapter_weights(saved.model)
+        kept = optimizer.masters()
+    else:
+        kept = {name: saved.model[key] for name, key in own.items() if key in saved.model}
+        with torch.no_grad():
+            # What is not trained belongs to the model too: buffers, and parameters that its class froze.
+            for key, tensor in model.weights().items():
+                if key in saved.model and key not in own.values():
+                    tensor.copy_(saved.model[key])
+    if loop.average is not None:
+        loop.average.load(kept)
+    optimizer.load(kept if saved.masters is None else saved.masters, saved.optimizer)
+    loop.resume(saved.state)

@@ -1,0 +1,137 @@
+"""one window of batches -> gradients -> one move of the weights."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from llmt.data.batch import Batch
+from llmt.models.base import BaseLanguageModel
+from llmt.training.optim import Optimizer
+from llmt.training.runtime import Runtime
+
+FIRST_SCALE = 65536.0
+"""What the loss is multiplied by in fp16 at the beginning."""
+
+GROWTH_STEPS = 2000
+"""Steps without an overflow after which the scale is doubled."""
+
+LARGEST_SCALE = 2.0**24
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What the backward passes of a step found.
+
+    Attributes:
+        nats: Sum of the negative log-likelihoods over all processes.
+        norm: Global norm of the gradients of the mean loss, over all processes.
+        scale: What the loss was multiplied by; None where it was not.
+    """
+
+    nats: float
+    norm: float
+    scale: float | None
+
+
+class Stepper:
+    """Computes the gradients of steps.
+
+    Args:
+        model: On its device, in its compute precision.
+        optimizer: Over its trainable parameters.
+        seed: Start of the random numbers of dropout.
+        runtime: The processes that share a step.
+    """
+
+    def __init__(self, model: BaseLanguageModel, optimizer: Optimizer, seed: int, runtime: Runtime) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._seed = seed
+        self._runtime = runtime
+
+    def gradients(self, window: list[Batch], step: int, tokens: int, scale: float | None) -> Gradients:
+        """Leave the gradients of the mean loss of a step in the optimizer.
+
+        In fp16 a step that overflows is computed again with half the scale, from the same random numbers, so that
+        no step is skipped. What overflows at a scale of 1 is no number.
+
+        Args:
+            window: This process's batches.
+            step: Steps finished before.
+            tokens: Targets of the step, over all processes.
+            scale: What to multiply the loss by; None for nothing.
+        """
+        while True:
+            nats = self._backward(window, step, tokens, scale or 1.0)
+            if self._runtime.world_size > 1:
+                nats = self._exchange(nats)
+            if scale is not None:
+                self._optimizer.unscale(1.0 / scale)
+            found = self._optimizer.gradients()
+            norm = float(torch.nn.utils.get_total_norm(found)) if found else 0.0
+            if scale is None or math.isfinite(norm) or not math.isfinite(nats) or scale <= 1.0:
+                return Gradients(nats, norm, scale)
+            self._clear()
+            scale /= 2
+
+    def _backward(self, window: list[Batch], step: int, tokens: int, scale: float) -> float:
+        """Sum the gradients of the window's batches; its negative log-likelihood.
+
+        A batch in which no token is trained is passed over.
+        """
+        nats = 0.0
+        for number, batch in enumerate(window):
+            if not batch.tokens:
+                continue
+            torch.manual_seed(step_seed(self._seed, step, number * self._runtime.world_size + self._runtime.rank))
+            here = batch.to(self._model.device)
+            loss = self._model.loss(here.input_ids, here.labels, here.position_ids)
+            (loss.nats * (scale / tokens) if scale != 1.0 else loss.nats / tokens).backward()
+            self._optimizer.accumulate()
+            nats += float(loss.nats.detach())
+        return nats
+
+    def _exchange(self, nats: float) -> float:
+        """Sum gradients and loss over all processes; a tensor without a gradient on all of them keeps none."""
+        weights = self._optimizer.weights
+        nats, *having = self._runtime.total(nats, *(float(w.master.grad is not None) for w in weights))
+        for weight, processes in zip(weights, having, strict=True):
+            if processes and weight.master.grad is None:
+                weight.master.grad = torch.zeros_like(weight.master)
+        self._runtime.sum_gradients([weight.master.grad for weight in weights])
+        return nats
+
+    def _clear(self) -> None:
+        for weight in self._optimizer.weights:
+            weight.parameter.grad = weight.master.grad = None
+
+
+def next_scale(scale: float | None, before: float | None, steps: int) -> tuple[float | None, int]:
+    """The loss scale after a step, and the steps since it changed.
+
+    Args:
+        scale: What the step came through with.
+        before: What it began with.
+        steps: Steps without a change before it.
+    """
+    if scale is None or scale != before:
+        return scale, 0
+    if steps + 1 >= GROWTH_STEPS and scale < LARGEST_SCALE:
+        return scale * 2, 0
+    return scale, steps + 1
+
+
+def step_seed(seed: int, step: int, batch: int) -> int:
+    """Seed of one forward pass, from a counter: SplitMix64 (https://doi.org/10.1145/2714064.2660195).
+
+    Args:
+        seed: That of the run.
+        step: Steps finished before.
+        batch: Number of the batch within the step, over all processes.
+    """
+    mask = (1 << 64) - 1
+    mixed = (seed * 0x9E3779B97F4A7C15 + (step << 20) + batch) & mask
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+    return (mixed ^ (mixed >> 31)) & ((1 << 63) - 1)

@@ -1,0 +1,137 @@
+"""`--resume` in all its forms, and what looks after checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def _weights(directory: Path) -> bytes:
+    return (directory / "runs" / "quickstart" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def begun(inside: Any, text_file: Path, tiny: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+    """A directory with a run of 12 steps that keeps all checkpoints, and the command line that began it."""
+    command = (
+        "train", "quickstart", "--data", "text.txt", *tiny, "--max-steps", "12", "--save-steps", "4",
+        "--eval-strategy", "no", "--save-total-limit", "9",
+    )  # fmt: skip
+    result = inside(*command, cwd=text_file.parent)
+    assert result.code == 0, result.err
+    return text_file.parent, command
+
+
+def test_the_same_command_again(inside: Any, text_file: Path, tiny: tuple[str, ...]) -> None:
+    """`--resume auto` begins a run, goes on with it, and finishes what is finished: always the same command."""
+    where = text_file.parent
+    command = ("train", "quickstart", "--data", "text.txt", *tiny, "--max-steps", "8", "--save-steps", "4")
+    first = inside(*command, "--resume", "auto", cwd=where)
+    assert first.code == 0, first.err
+    assert "resuming" not in first.err
+    weights = _weights(where)
+    again = inside(*command, "--resume", "auto", cwd=where)
+    assert again.code == 0, again.err
+    assert "resuming at step 8 of 8" in again.err
+    assert _weights(where) == weights
+    longer = inside(*command[:-4], "--max-steps", "10", "--resume=auto", cwd=where)
+    assert longer.code == 0, longer.err
+    assert "resuming at step 8 of 10" in longer.err
+
+
+@pytest.mark.parametrize("form", [
+    ("runs/quickstart", "--resume"), ("--resume", "runs/quickstart"), ("--resume", "runs/quickstart/checkpoint-4"),
+    ("runs/quickstart", "--resume", "runs/quickstart/checkpoint-8"), ("runs/quickstart", "--resume", "--quiet"),
+])  # fmt: skip
+def test_forms_of_resume(inside: Any, begun: tuple[Path, tuple[str, ...]], form: tuple[str, ...]) -> None:
+    """A run or a checkpoint, before or after the option; the end is the same weights, and nothing is deleted."""
+    where = begun[0]
+    weights = _weights(where)
+    before = {path.name for path in (where / "runs/quickstart").glob("checkpoint-*")}
+    result = inside("train", *form, cwd=where)
+    assert result.code == 0, result.err
+    assert _weights(where) == weights
+    aside = [path.name.split("-")[2] for path in (where / "runs/quickstart").glob(".later-*")]
+    named = next((int(part.rpartition("-")[2]) for part in form if "checkpoint-" in part), 12)
+    assert sorted(map(int, aside)) == [step for step in (4, 8, 12) if step > named]
+    assert before == {path.name for path in (where / "runs/quickstart").glob("checkpoint-*")}
+
+
+@pytest.mark.parametrize(("form", "code", "says"), [
+    (("--resume", "runs/other"), 4, "is not there"), (("--resume", "text.txt"), 4, "is no run"),
+    (("--resume", "runs/quickstart/checkpoint-5"), 4, "is not there"),
+    (("quickstart", "--resume", "runs/quickstart/checkpoint-4"), 2, "another run"),
+    (("runs/quickstart", "--resume", "--overwrite"), 2, "--overwrite"),
+    (("runs/quickstart", "--verify-resume", "--overwrite"), 2, "--overwrite"),
+    (("runs/quickstart", "--resume", "--threads", "2", "--strict-resume"), 5, "threads 1 -> 2"),
+    (("runs/quickstart", "--resume", "--max-time", "1h", "--strict-resume"), 5, "clock"),
+])  # fmt: skip
+def test_resumes_that_cannot_be(
+    inside: Any, begun: tuple[Path, tuple[str, ...]], form: tuple[str, ...], code: int, says: str
+) -> None:
+    """Each is refused in two lines, with what to type."""
+    result = inside("train", *form, cwd=begun[0])
+    assert result.code == code, result.err
+    assert says in result.lines[-2]
+    assert [line.split(":")[0] for line in result.lines[-2:]] == ["error", "hint"]
+
+
+def test_a_strict_resume_that_is_exact(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:
+    """Where nothing differs, strictness refuses nothing."""
+    result = inside("train", "runs/quickstart", "--resume", "--strict-resume", "--max-steps", "14", cwd=begun[0])
+    assert result.code == 0, result.err
+
+
+def test_a_resume_is_verified(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:
+    """The last interval is trained again and said to be equal; the run stays as it is."""
+    weights = _weights(begun[0])
+    result = inside("train", "runs/quickstart", "--verify-resume", cwd=begun[0])
+    assert result.code == 0, result.err
+    assert result.out.startswith("steps 8 to 12 replayed: ")
+    assert "tensors equal, sha256 " in result.out
+    values = json.loads(inside("train", "runs/quickstart", "--verify-resume", "--json", cwd=begun[0]).out)
+    assert (values["from"], values["to"]) == (8, 12)
+    assert _weights(begun[0]) == weights
+
+
+def test_checkpoints_are_listed_and_verified(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:
+    """Steps and sizes; a flipped bit is found by name, and nothing is changed by looking."""
+    where, run = begun[0], begun[0] / "runs" / "quickstart"
+    listed = inside("checkpoints", "list", "runs/quickstart", cwd=where)
+    assert listed.code == 0, listed.err
+    assert [line.split()[0] for line in listed.out.splitlines()] == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
+    values = json.loads(inside("checkpoints", "list", "runs/quickstart", "--json", cwd=where).out)
+    assert [one["step"] for one in values["checkpoints"]] == [4, 8, 12]
+    whole = inside("checkpoints", "verify", "runs/quickstart", cwd=where)
+    assert whole.code == 0
+    assert whole.out.count("whole") == 3
+    data = bytearray((run / "checkpoint-8" / "optimizer.safetensors").read_bytes())
+    data[-1] ^= 1
+    (run / "checkpoint-8" / "optimizer.safetensors").write_bytes(data)
+    found = inside("checkpoints", "verify", "runs/quickstart", cwd=where)
+    assert found.code == 4
+    assert "checkpoint-8: damaged: optimizer.safetensors sha256 differs" in found.lines[-2]
+    assert "checkpoint-12" in found.lines[-1]
+    assert inside("checkpoints", "verify", "runs/quickstart/checkpoint-4", cwd=where).code == 0
+    as_json = inside("checkpoints", "verify", "runs/quickstart", "--json", cwd=where)
+    assert as_json.code == 4
+    assert [bool(one["problems"]) for one in json.loads(as_json.out)["checkpoints"]] == [False, True, False]
+    assert (run / "checkpoint-8").is_dir()
+    for bad in ("text.txt", "nowhere", "."):
+        refused = inside("checkpoints", "verify", bad, cwd=where)
+        assert refused.code == 4
+        assert refused.lines[-1].startswith("hint: ")
+
+
+def test_changed_text_goes_on_where_that_is_said(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:
+    """Without the option it is exit 5 and the hint names it; with it the run says what it does."""
+    where = begun[0]
+    with (where / "text.txt").open("a", encoding="utf-8") as file:
+        file.write("\n\nanother paragraph of the sea and the wind and the rain")
+    refused = inside("train", "runs/quickstart", "--resume", "--max-steps", "14", cwd=where)
+    assert refused.code == 5
+    assert "--allow-data-change" in refused.lines[-1]
+    allowed = inside("train", "runs/quickstart", "--resume", "--max-steps", "14", "--allow-data-change", cwd=where)
+    assert allowed.code == 0, allowed.err
+    assert "the training text changed since step 12" in allowed.err
