@@ -12,7 +12,7 @@ endif
 READY := $(VENV)/.installed
 RUN := runs/quickstart
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all faults-quick faults lint bench docs clean
 
 demo: $(READY)
 	@echo "== Training the first model: a few minutes on two cores"
@@ -25,8 +25,15 @@ test: $(READY)
 	@echo "== Running the tests"
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart 0 -m "not slow"
 
-test-all: $(READY)
+test-all: $(READY) faults-quick
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -o faulthandler_timeout=3000
+
+# COUNT=10 make faults tries ten times as much.
+faults-quick: $(READY)
+	$(BIN)/python tests/faults/run.py --quick --out build/faults-quick
+
+faults: $(READY)
+	$(BIN)/python tests/faults/run.py --out build/faults
 
 lint: $(READY)
 	$(BIN)/ruff check llmt tests docs

@@ -15,11 +15,14 @@ from llmt.errors import BusyOutputError, ModelFileError
 
 
 @contextmanager
-def output_lock(directory: Path) -> Iterator[None]:
+def output_lock(directory: Path) -> Iterator[str | None]:
     """Hold `directory`, which is made where it is missing, for this process alone.
 
     The lock is the system's own (flock, LockFileEx), so that it ends with the process however that ends: the
     lock of a dead process is free. Who holds it is written beside it, for the message.
+
+    Yields:
+        The process that held it last and could not say that it ended, since it was killed; None where all is well.
 
     Raises:
         BusyOutputError: Another process holds it; the message says which, where and since when.
@@ -37,10 +40,11 @@ def output_lock(directory: Path) -> Iterator[None]:
                 f"{directory}: in use by {_owner(directory)}", "wait for it, or name another output directory"
             ) from None
     try:
+        killed = _owner(directory) if (directory / layout.LOCK_OWNER).exists() else None
         now = datetime.now(UTC).isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
         write_text_atomic(directory / layout.LOCK_OWNER, json.dumps(owner) + "\n")
-        yield
+        yield killed
     finally:
         with storage_errors("unlocking the output directory", directory):
             (directory / layout.LOCK_OWNER).unlink(missing_ok=True)

@@ -132,12 +132,16 @@ def run(arguments: list[str]) -> int:
         return 141
     except _EXPECTED as error:
         known = _as_llmt_error(error)
+        if INTERRUPTION.signum is not None and not isinstance(known, Interrupted):
+            known = _stopped(INTERRUPTION.signum)  # a library was interrupted, and failed in its own way
         if known is None:
             raise
         if out.debug:
             traceback.print_exc()
         if "LOCAL_RANK" not in os.environ or _is_reported(known):
             out.error(known)
+        elif not isinstance(known, Interrupted):
+            _leave_last()
         return known.exit_code
 
 
@@ -170,6 +174,13 @@ def _is_reported(error: LlmtError) -> bool:
     from llmt.training.launch import should_report
 
     return should_report(error)
+
+
+def _leave_last() -> None:
+    """Let the first process speak: what started them ends all as soon as one is gone."""
+    from llmt.training.launch import wait_for_first
+
+    wait_for_first()
 
 
 def _stopped(signum: int) -> Interrupted:

@@ -76,11 +76,7 @@ def train(
 
     With nothing else, the quickstart model on the documentation inside Python.
     """
-    if overwrite and (resume or verify_resume):
-        raise UsageError("--resume and --overwrite: one goes on, the other starts again", "type one of the two")
-    from llmt.training.directory import parse_resume
-
-    wanted = parse_resume(resume or NEWEST) if resume or verify_resume else None
+    wanted = _wanted(resume, verify=verify_resume, overwrite=overwrite)
     if wanted is not None and wanted.directory is not None:
         config = _same_run(config, wanted.directory)
     asked, going_on = _read(out, config, given, sets or (), wanted)
@@ -93,6 +89,17 @@ def train(
     if status is not None:
         raise typer.Exit(status)
     _run(out, asked, config, given, sets or (), how)
+
+
+def _wanted(resume: str | None, *, verify: bool, overwrite: bool) -> "ResumeWanted | None":
+    """The resume that was asked for, if one was."""
+    if not resume and not verify:
+        return None
+    if overwrite:
+        raise UsageError("--resume and --overwrite: one goes on, the other starts again", "type one of the two")
+    from llmt.training.directory import parse_resume
+
+    return parse_resume(resume or NEWEST)
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,9 @@ def _run(
         if how.overwrite:
             runtime.on_main(lambda: spare(directory, base))
         asked = with_base(asked, base)
-        with held(directory) if runtime.is_main else nullcontext():
+        with held(directory) if runtime.is_main else nullcontext() as killed:
+            if killed is not None:
+                out.say(f"note: {killed} ended without a word: it was killed, maybe for want of memory")
             runtime.on_main(lambda: claim_directory(directory, resume=how.resume, overwrite=how.overwrite))
             _train(out, asked, directory, base, how, runtime)
 

@@ -33,11 +33,12 @@ from llmt.training.average import Average
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.directory import clear_directory
 from llmt.training.keeper import RunKeeper, read_state
-from llmt.training.limits import limits_of, schedule_of, total_steps
+from llmt.training.limits import total_steps
 from llmt.training.loop import TrainingLoop, Validation
 from llmt.training.micro_batch import largest_micro_batch
 from llmt.training.model import compile_blocks, make_model, restore
 from llmt.training.optim import Optimizer
+from llmt.training.pace import limits_of, schedule_of
 from llmt.training.resume import check_same_run, pin_plan, weights_fingerprint
 from llmt.training.runtime import Runtime
 from llmt.training.sample import write_sample
@@ -219,18 +220,24 @@ def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, r
     config, plan = prepared.config, prepared.plan
     if not config.training.auto_micro_batch or prepared.checkpoint is not None:
         return prepared
-    block, vocab_size = config.data.block_size, model.vocab_size
+    block, vocab_size, masks = config.data.block_size, model.vocab_size, prepared.corpus.data.masks
 
     def attempt(micro: int) -> None:
-        ids = torch.randint(vocab_size, (micro, block + 1), generator=torch.Generator().manual_seed(0))
+        # An eighth more, and moments that are not there yet: a step needs some room beside the trial's.
+        moments = [torch.empty_like(weight.master).fill_(0) for weight in optimizer.weights for _ in range(2)]
+        rows = micro + math.ceil(micro / 8)
+        ids = torch.randint(vocab_size, (rows, block + 1), generator=torch.Generator().manual_seed(0))
         ids = ids.to(model.device)
-        model.loss(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()).nats.backward()
+        positions = (torch.arange(block, device=model.device) % (block // 2 + 1)).repeat(rows, 1) if masks else None
+        model.loss(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions).nats.backward()
         optimizer.accumulate()
         for weight in optimizer.weights:
             weight.parameter.grad = weight.master.grad = None
+        del moments
 
     sequences = plan.micro_batch * plan.accumulation
-    micro, reason = largest_micro_batch(sequences, attempt, plan.device)
+    with torch.compiler.set_stance("default"):  # loads what the first step loads
+        micro, reason = largest_micro_batch(sequences, attempt, plan.device)
     micro = -runtime.highest(-micro)
     return replace(prepared, plan=plan.with_micro_batch(micro, sequences // micro, reason))
 

@@ -2,17 +2,14 @@
 
 from typing import Any
 
-from llmt.config.load import dump_config
-from llmt.config.run import TrainConfig
 
-
-def model_card(name: str, kind: str, config: TrainConfig, summary: dict[str, Any]) -> str:
+def model_card(name: str, kind: str, settings: str, summary: dict[str, Any]) -> str:
     """A model card: what this is, how it was made, how good it is, how to use it.
 
     Args:
         name: Name of the run.
         kind: `full` or `adapter`.
-        config: The run as asked.
+        settings: The run as asked, as YAML.
         summary: Its numbers; a value of None is left out.
     """
     rows = [f"| {key.replace('_', ' ')} | {_number(value)} |" for key, value in summary.items() if value is not None]
@@ -45,7 +42,7 @@ def model_card(name: str, kind: str, config: TrainConfig, summary: dict[str, Any
             "## Configuration",
             "",
             "```yaml",
-            dump_config(config).rstrip(),
+            settings.rstrip(),
             "```",
             "",
         ]

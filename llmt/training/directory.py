@@ -106,12 +106,16 @@ def clear_directory(directory: Path) -> None:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Hold the directory of a run; if nothing comes of the run, the folders made for it go away again."""
+def held(directory: Path) -> Iterator[str | None]:
+    """Hold the directory of a run; if nothing comes of the run, the folders made for it go away again.
+
+    Yields:
+        The process that held it last, where that was killed.
+    """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
-        with output_lock(directory):
-            yield
+        with output_lock(directory) as killed:
+            yield killed
     finally:
         with suppress(OSError):  # the first folder that holds something stays, and so do those above it
             if [path.name for path in directory.iterdir()] == [layout.LOCK]:

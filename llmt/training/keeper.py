@@ -216,7 +216,7 @@ class RunKeeper:
                 if path.name not in skipped:
                     staged.copy_file(source, path.name)
             staged.write_json(layout.RESULT, {**finished_record(name=name, kind=kind, step=step), **summary})
-            staged.write_file(layout.MODEL_CARD, model_card(name, kind, self._config, summary).encode())
+            staged.write_file(layout.MODEL_CARD, model_card(name, kind, dump_config(self._config), summary).encode())
 
 
 @dataclass(frozen=True)

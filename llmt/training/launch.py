@@ -362,7 +362,7 @@ class _Crew:
         code = self._workers[0].code
         if code in (0, 128 + signum):
             return code
-        if code == _LOST and not any(worker.signum == signum for worker in self._ends):
+        if code == _LOST and any(worker.ended_by_us for worker in self._ends):
             raise self._hung()
         raise Interrupted("stopped, and nothing new was saved", "the same command starts again", signum)
 

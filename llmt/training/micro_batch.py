@@ -68,29 +68,41 @@ def largest_micro_batch(sequences: int, attempt: Callable[[int], None], device: 
     Raises:
         OutOfMemoryError: Not even one sequence fits.
     """
-    fits, reason = 0, "all sequences of a step fit at once"
-    reset_peak()
-    before = process_memory()
-    for micro in (n for n in range(1, sequences + 1) if sequences % n == 0):
-        if device != "cuda" and fits:
-            growth = (peak_memory() - before) * micro // fits
-            room = round((get_memory_usage().available or growth) * SHARE)
-            if growth > room:
-                reason = f"{micro} would take about {format_size(growth)} of {format_size(room)}"
-                break
-        try:
-            attempt(micro)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = f"{micro} did not fit"
-            break
-        fits = micro
-    if device == "cuda":
+    sizes = [number for number in range(1, sequences + 1) if sequences % number == 0]
+    fits, reason, failed = _grow(sizes, attempt, device)
+    if failed and device == "cuda":
         torch.cuda.empty_cache()
+    elif failed:  # that leaves main memory in pieces, in which the largest that fitted may fit no more
+        fits = next((micro for micro in reversed(sizes) if micro <= max(fits // 2, 1) and _works(attempt, micro)), 0)
     if not fits:
         raise OutOfMemoryError(
             "training.auto_micro_batch: not even one sequence fits",
             "llmt train --gradient-checkpointing, a smaller model, or a shorter --block-size",
         )
     return fits, f"found by trial: {reason}"
+
+
+def _grow(sizes: list[int], attempt: Callable[[int], None], device: str) -> tuple[int, str, bool]:
+    """The largest size before one that did not fit or would not, 0 for none; why; and whether one failed."""
+    reset_peak()
+    before, fits = process_memory(), 0
+    for micro in sizes:
+        foreseen = (peak_memory() - before) * micro // fits if device != "cuda" and fits else 0
+        room = round((get_memory_usage().available or foreseen) * SHARE)
+        if foreseen > room:
+            return fits, f"{micro} would take about {format_size(foreseen)} of {format_size(room)}", False
+        if not _works(attempt, micro):
+            return fits, f"{micro} did not fit", True
+        fits = micro
+    return fits, "all sequences of a step fit at once", False
+
+
+def _works(attempt: Callable[[int], None], micro: int) -> bool:
+    """Whether an attempt came through."""
+    try:
+        attempt(micro)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True

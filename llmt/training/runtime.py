@@ -289,6 +289,8 @@ class AcceleratedRuntime(Runtime):
         begun = time.monotonic()
         try:
             yield
+        except RecursionError:  # of an import that a signal interrupted
+            raise
         except RuntimeError as error:  # of gloo, nccl and the store; there is no narrower class for all of them
             self._lost = True
             seconds = time.monotonic() - begun

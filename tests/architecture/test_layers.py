@@ -132,10 +132,12 @@ def test_importing_the_package_is_light() -> None:
 
 
 def test_few_modules_read_the_environment() -> None:
-    """os.environ and os.getenv stand in config/load and system/machine, and where a shell asks for completions."""
+    """os.environ and os.getenv stand in config/load and system/machine, where a shell asks for completions, and where
+    a launcher tells a process its number.
+    """
     readers = {
         str(m.path.relative_to(PACKAGE)).replace("\\", "/")
         for m in modules()
         if "os.environ" in m.path.read_text(encoding="utf-8") or "getenv" in m.path.read_text(encoding="utf-8")
     }
-    assert readers == {"config/load.py", "system/machine.py", "cli/app.py"}
+    assert readers == {"config/load.py", "system/machine.py", "cli/app.py", "training/launch.py"}

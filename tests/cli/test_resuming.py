@@ -1,6 +1,9 @@
 """`--resume` in all its forms, and what looks after checkpoints."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +138,55 @@ def test_changed_text_goes_on_where_that_is_said(inside: Any, begun: tuple[Path,
     allowed = inside("train", "runs/quickstart", "--resume", "--max-steps", "14", "--allow-data-change", cwd=where)
     assert allowed.code == 0, allowed.err
     assert "the training text changed since step 12" in allowed.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory and sends SIGKILL")
+def test_a_killed_run_is_spoken_of(environment: dict[str, str], inside: Any, text_file: Path, tiny: Any) -> None:
+    """The process that goes on says that the one before it was killed; the one after that has nothing to say."""
+    where = text_file.parent
+    arguments = ("train", "quickstart", "--data", "text.txt", *tiny, "--max-steps", "100000", "--save-steps", "20")
+    first = subprocess.Popen(
+        [sys.executable, "-m", "llmt", *arguments], cwd=where, env=environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(where.glob("runs/quickstart/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    said = f"note: process {first.pid} on "
+    resumed = inside("train", "runs/quickstart", "--resume", "--max-steps", "1", cwd=where)
+    assert resumed.code == 0, resumed.err
+    assert said in resumed.err
+    assert "was killed" in resumed.err
+    assert said not in inside("train", "runs/quickstart", "--resume", "--max-steps", "1", cwd=where).err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+@pytest.mark.parametrize("trial", [False, True])
+def test_memory_that_runs_out_in_a_step(
+    environment: dict[str, str], text_file: Path, tiny: tuple[str, ...], trial: bool
+) -> None:
+    """Exit 7 and the settings that would fit; with the trial the run finds them by itself, for the same step."""
+    import resource
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2_500_000_000, 2_500_000_000))
+
+    arguments = ("train", "quickstart", "--data", "text.txt", *tiny, "--max-steps", "1", "--eval-strategy", "no",
+                 "--per-device-train-batch-size", "32768", "--sample-tokens", "0")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "llmt", *arguments, *(("--auto-micro-batch",) if trial else ())],
+        cwd=text_file.parent, env=environment, capture_output=True, text=True, preexec_fn=limited, timeout=200,
+        stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    lines = done.stderr.splitlines()
+    if not trial:
+        assert done.returncode == 7, done.stderr
+        assert lines[-2].startswith("error: memory ran out in step 1: 32768 sequences at once")
+        assert "--per-device-train-batch-size 16384 --gradient-accumulation-steps 2" in lines[-1]
+        return
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((text_file.parent / "runs/quickstart/plan.json").read_text())
+    assert 1 < plan["micro_batch"] < 32768
+    assert plan["micro_batch"] * plan["accumulation"] == 32768

@@ -372,8 +372,9 @@ def test_largest_micro_batch_is_found_by_trial() -> None:
         if micro > 6:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
-    assert largest_micro_batch(24, attempt, "cpu")[0] == 6
+    assert largest_micro_batch(24, attempt, "cuda")[0] == 6
     assert tried == [1, 2, 3, 4, 6, 8]
+    assert largest_micro_batch(24, attempt, "cpu")[0] == 3
     assert largest_micro_batch(5, attempt, "cpu")[0] == 5
     with pytest.raises(OutOfMemoryError, match="not even one"):
         largest_micro_batch(4, lambda micro: attempt(100), "cpu")

@@ -1,0 +1,58 @@
+"""configuration and plan -> learning rate, stops, and how often what is done."""
+
+import math
+
+from llmt.config.run import TrainConfig
+from llmt.system.plan import RunPlan
+from llmt.training.limits import Cadence, Limits
+from llmt.training.schedule import Schedule, warmup_steps
+
+
+def schedule_of(config: TrainConfig, plan: RunPlan) -> Schedule:
+    """The learning rate of a run."""
+    training = config.training
+    warmup = warmup_steps(plan.total_steps, training.warmup_steps, training.warmup_ratio)
+    return Schedule(
+        training.lr_scheduler_type, plan.total_steps, warmup, training.min_lr_ratio, training.lr_power,
+        training.lr_decay_ratio,
+    )  # fmt: skip
+
+
+def limits_of(config: TrainConfig, plan: RunPlan, samples: int | None, world_size: int) -> Limits:
+    """The stops of a run, and how often it does what.
+
+    Args:
+        config: The run as asked.
+        plan: The run as it will be done.
+        samples: Sequences of one pass over the text; None where that is not known.
+        world_size: Processes that share a step.
+    """
+    training, logging, total = config.training, config.logging, plan.total_steps
+    stops = [total] if training.max_tokens is None else []
+    if training.max_steps is not None:
+        stops.append(training.max_steps)
+    if training.num_train_epochs is not None and samples is not None:
+        together = plan.micro_batch * plan.accumulation * world_size
+        stops.append(math.ceil(training.num_train_epochs * samples / together))
+
+    def cadence(strategy: str, steps: int | None, times: int) -> Cadence:
+        if strategy == "epoch":
+            return Cadence(epochs=True)
+        return Cadence(steps or max(math.ceil(total / times), 1)) if strategy == "steps" else Cadence()
+
+    return Limits(
+        # A run by tokens ends when they are reached, though short blocks may need a step more.
+        max_steps=min(stops, default=2 * total + 1),
+        max_tokens=training.max_tokens,
+        max_seconds=training.max_time,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        max_grad_norm=training.max_grad_norm,
+        evaluate=cadence(training.eval_strategy, training.eval_steps, 10),
+        save=cadence(training.save_strategy, training.save_steps, 5),
+        sample=cadence(logging.sample_strategy, logging.sample_steps, 10),
+        patience=training.early_stopping_patience,
+        threshold=training.early_stopping_threshold,
+        stop_on_divergence=training.stop_on_divergence,
+        async_save=training.async_save,
+    )

@@ -1,0 +1,96 @@
+"""The harness of faults itself: a slice of each family, and that it finds what simpler ways of saving lose."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child for each fault")
+
+RUN = Path(__file__).with_name("run.py")
+FAMILIES = ("calls", "power_loss", "damage", "nan", "accumulation")
+
+Lines = dict[tuple[str, str], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lines, Path, int]:
+    """A slice of five families: each line of what was printed, the folder with the figures, and the exit code."""
+    out = tmp_path_factory.mktemp("faults")
+    chosen = [word for name in FAMILIES for word in ("--only", name)]
+    done = subprocess.run(
+        [sys.executable, str(RUN), "--scale", "0.01", "--lanes", "1", "--out", str(out), *chosen],
+        capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "COUNT": "1"},
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines, done.stderr
+    return {(line["family"], line["subject"]): line for line in lines}, out, done.returncode
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llmt_survives_a_slice_of_the_faults(found: tuple[Lines, Path, int], family: str) -> None:
+    """Every fault that was tried."""
+    line = found[0][family, "llmt"]
+    assert line["failed"] == []
+    assert line["faults"] == line["passed"] > 0
+
+
+def test_the_exit_code_is_that_of_llmt_alone(found: tuple[Lines, Path, int]) -> None:
+    """What peers lose is reported only."""
+    lines, _, code = found
+    assert code == int(any(line["failed"] for (_, subject), line in lines.items() if subject == "llmt"))
+
+
+@pytest.mark.parametrize(
+    ("family", "subject", "words"),
+    [
+        ("calls", "torch.save in place", "cannot go on"),
+        ("power_loss", "files written in place", "picks a corrupt checkpoint"),
+        ("power_loss", "renamed, not forced", "picks a corrupt checkpoint"),
+        ("power_loss", "renamed, manifest, not forced", "was promised, found"),
+        ("accumulation", "mean of means", "differs by"),
+        ("nan", "HF Trainer", "is not finite"),
+    ],
+)
+def test_the_harness_finds_what_simpler_ways_lose(
+    found: tuple[Lines, Path, int], family: str, subject: str, words: str
+) -> None:
+    """A fault that nothing could fail would say nothing."""
+    assert any(words in failure for failure in found[0][family, subject]["failed"])
+
+
+def test_a_manifest_keeps_what_was_not_forced_from_being_picked(found: tuple[Lines, Path, int]) -> None:
+    """With a manifest alone a promise may be broken, but no corrupt checkpoint is picked."""
+    failures = found[0]["power_loss", "renamed, manifest, not forced"]["failed"]
+    assert not any("corrupt" in failure for failure in failures)
+
+
+def test_the_report_is_written(found: tuple[Lines, Path, int]) -> None:
+    """Results, a table with one row for each line, and figures that are PNG files throughout."""
+    lines, out, _ = found
+    assert len(json.loads((out / "results.json").read_text())["families"]) == len(lines)
+    assert len((out / "faults.md").read_text().splitlines()) == len(lines) + 2
+    pictures = sorted(out.glob("*.png"))
+    assert [path.stem for path in pictures] == ["faults-calls", "faults-damage", "faults-power-loss", "faults-survived"]
+    for path in pictures:
+        assert pixels(path.read_bytes())
+
+
+def pixels(data: bytes) -> bool:
+    """Whether a PNG file holds as many bytes as its header says, and every checksum is right."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at, packed = 8, b""
+    width, height = struct.unpack(">II", data[16:24])
+    while at < len(data):
+        (size,) = struct.unpack(">I", data[at : at + 4])
+        body = data[at + 4 : at + 8 + size]
+        assert struct.unpack(">I", data[at + 8 + size : at + 12 + size]) == (zlib.crc32(body),)
+        packed += body[4:] if body.startswith(b"IDAT") else b""
+        at += 12 + size
+    return len(zlib.decompress(packed)) == height * (1 + 3 * width)
