@@ -34,7 +34,7 @@ class TrainingConfig(Section):
     """Passes summed before each optimizer step."""
 
     learning_rate: Number = Field(3e-3, ge=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW, SGD and Adafactor."""
 
     optimizer: Literal["adamw", "muon", "sgd", "adafactor", "adamw_8bit"] = "muon"
     """`adamw` for everything, or `muon` for the matrices of the blocks and AdamW for the rest; `sgd` with

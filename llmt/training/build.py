@@ -32,6 +32,7 @@ from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, p
 from llmt.training.average import Average
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.directory import clear_directory
+from llmt.training.groups import require_adamw_8bit
 from llmt.training.keeper import RunKeeper, read_state
 from llmt.training.limits import total_steps
 from llmt.training.loop import TrainingLoop, Validation
@@ -121,6 +122,8 @@ def prepare(
     runtime = runtime or Runtime()
     machine = inspect_machine()
     device, why = choose_device(config.device, machine)
+    if config.training.optimizer == "adamw_8bit":
+        require_adamw_8bit(device.kind)
     torch.set_num_threads(choose_threads(config.threads, machine).value)
     checkpoint, damaged = _find_checkpoint(directory, step, runtime) if resume else (None, ())
     source = checkpoint.path if checkpoint is not None else base

@@ -182,6 +182,8 @@ class TrainingLoop:
         batches = self.loader.batches(self.state.step * self.samples_per_step)
         self.model.train()
         try:
+            if self.state.owes_validation and self.validation is not None and self.limits.validates:
+                self._validate()
             while not self._finished():
                 begun = time.monotonic()
                 window = [next(batches) for _ in range(self.limits.accumulation)]
@@ -280,9 +282,7 @@ class TrainingLoop:
         step, last = self.state.step, self._finished()
         evaluation, best = None, False
         if self.validation is not None and limits.validates and (last or limits.evaluate.due(step, before, now)):
-            evaluation = self.evaluate()
-        if evaluation is not None:
-            best = self._judge(evaluation.loss)
+            evaluation, best = self._validate()
             last = last or self.stopped_early
         sample = None
         if self.sampler is not None and limits.sample.due(step, before, now):
@@ -295,6 +295,12 @@ class TrainingLoop:
             step=step, epoch=now, tokens=self.state.tokens, seconds=seconds, memory=process_memory(),
             evaluation=evaluation, checkpoint=checkpoint, is_best=best, sample=sample, **report,
         )  # fmt: skip
+
+    def _validate(self) -> tuple[EvalReport | None, bool]:
+        """Measure and take in what was found; where a stop comes in the middle, a resume measures first."""
+        evaluation = self.evaluate()
+        self.state = self.state.advance(owes_validation=evaluation is None)
+        return evaluation, evaluation is not None and self._judge(evaluation.loss)
 
     def _judge(self, loss: float) -> bool:
         """Take in a validation loss; whether it is the best so far."""

@@ -19,6 +19,7 @@ class RunState:
         best_step: Step of the best validation; None before the first.
         best_loss: Its nats for each token.
         stale: Validations in a row without a gain.
+        owes_validation: A validation was due after `step`, and a stop came in its middle.
         losses: The last losses that were not unusually high.
         high: Steps in a row whose loss was.
         loss_scale: What the loss is multiplied by in fp16; None in other precisions.
@@ -33,6 +34,7 @@ class RunState:
     best_step: int | None = None
     best_loss: float | None = None
     stale: int = 0
+    owes_validation: bool = False
     losses: tuple[float, ...] = ()
     high: int = 0
     loss_scale: float | None = None

@@ -74,7 +74,7 @@ def test_sections_are_frozen_and_closed(section: type[Section]) -> None:
     [
         ("training.max_steps", "count", "null"),
         ("training.learning_rate", "number", "0.003"),
-        ("training.precision", "auto|fp32|bf16", "auto"),
+        ("training.precision", "auto|fp32|bf16|fp16", "auto"),
         ("model.tie_word_embeddings", "true|false", "true"),
         ("lora.target_modules", "list", "auto"),
         ("data.sources", "list", "empty"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from llmt.checkpoints.weights import load_tensors, load_weights
 from llmt.data.batch import IGNORED, Batch
-from llmt.errors import DivergedError, OutOfMemoryError
+from llmt.errors import DivergedError, Interrupted, OutOfMemoryError
 from llmt.models.base import BaseLanguageModel
 from llmt.training.divergence import FEWEST, PATIENCE, watch_loss
 from llmt.training.limits import Cadence
@@ -434,3 +435,55 @@ def test_accelerate_on_one_process_changes_no_bit(lab: Any) -> None:
         )
     finally:
         runtime.close()
+
+
+def test_a_stop_in_the_middle_of_a_validation(lab: Any) -> None:
+    """The validation is given up, the step is saved, and a resume measures first: the same best, the same end."""
+    config = lab.config(training__max_steps=8, training__eval_steps=2, training__eval_batches=3)
+    whole = lab.run(config, "whole", publish=True)
+    run = lab.build(config, "parts")
+    batches = run.trainer.validation.batches
+
+    def interrupted() -> Any:
+        for number, batch in enumerate(batches()):
+            if run.trainer.state.step == 4 and number == 1:
+                run.trainer.request_stop(15)
+            yield batch
+
+    run.trainer.validation = replace(run.trainer.validation, batches=interrupted)
+    with pytest.raises(Interrupted, match="step 4"):
+        list(run.trainer.run())
+    assert run.trainer.state.owes_validation
+    assert run.keeper.store.steps()[-1] == 4
+    resumed = lab.run(config, "parts", resume=True, publish=True)
+    assert resumed.trainer.state.best_step == whole.trainer.state.best_step
+    assert resumed.trainer.state.best_loss == whole.trainer.state.best_loss
+    assert resumed.weights == whole.weights
+    assert (lab.root / "parts" / "model.safetensors").read_bytes() == (
+        lab.root / "whole" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("optimizer", "rate"), [("sgd", 3e-3), ("sgd", 0.1), ("adafactor", 3e-3), ("adamw", 3e-3), ("muon", 3e-3)]
+)
+def test_every_optimizer_goes_on_bit_for_bit(lab: Any, optimizer: str, rate: float, precision: str) -> None:
+    """No check of the first steps is in its way, and stopped and resumed it ends as if it had not been."""
+    config = lab.config(
+        training__max_steps=7, training__optimizer=optimizer, training__learning_rate=rate,
+        training__precision=precision, training__lr_scheduler_type="warmup_stable_decay",
+        training__gradient_accumulation_steps=2, training__eval_strategy="no",
+    )  # fmt: skip
+    whole = lab.run(config, "whole")
+    lab.run(config, "parts", stop_after=4)
+    assert lab.run(config, "parts", resume=True).weights == whole.weights
+
+
+def test_eight_bits_are_refused_before_the_text_is_read(lab: Any) -> None:
+    """AdamW in 8 bits needs CUDA; nothing is left behind."""
+    from llmt.errors import DeviceError
+
+    with pytest.raises(DeviceError, match="adamw_8bit"):
+        lab.build(lab.config(training__optimizer="adamw_8bit"))
+    assert not (lab.root / "cache").exists()
