@@ -32,6 +32,7 @@ _PUBLIC = {
     "EvalReport": "llmt.evaluation.perplexity",
     "HFTokenizerWrapper": "llmt.tokenizers.huggingface",
     "HuggingFaceModelWrapper": "llmt.models.huggingface",
+    "LanguageModelingDataset": "llmt.data.texts",
     "LlmtError": "llmt.errors",
     "ModelConfig": "llmt.config.model",
     "Sampling": "llmt.generation.sampling",

@@ -281,6 +281,22 @@ class HFTokenizerWrapper(Tokenizer):
         return spec
 
 
+def as_tokenizer(tokenizer: Any) -> Tokenizer:
+    """One of our tokenizers as it is, a tokenizer of transformers wrapped.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        name = type(tokenizer).__name__
+        raise UsageError(f"tokenizer: a {name} is no tokenizer", "load_tokenizer(DIRECTORY), or AutoTokenizer's")
+    wrapper = HFTokenizerWrapper.__new__(HFTokenizerWrapper)
+    _become(wrapper, tokenizer, ())
+    return wrapper
+
+
 def _become(wrapper: HFTokenizerWrapper, tokenizer: Any, notes: Sequence[str]) -> None:
     """Wrap this object; where it cannot pad, choose a token for that and say which."""
     wrapper.__dict__["tokenizer"] = tokenizer

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,7 @@ from llmt.training.keeper import RunKeeper, read_state
 from llmt.training.limits import total_steps
 from llmt.training.loop import TrainingLoop, Validation
 from llmt.training.micro_batch import largest_micro_batch
-from llmt.training.model import compile_blocks, make_model, restore
+from llmt.training.model import compile_blocks, make_model, restore, take_model
 from llmt.training.optim import Optimizer
 from llmt.training.pace import limits_of, schedule_of
 from llmt.training.resume import check_same_run, pin_plan, weights_fingerprint
@@ -121,7 +121,7 @@ def prepare(
     """
     runtime = runtime or Runtime()
     machine = inspect_machine()
-    device, why = choose_device(config.device, machine)
+    device, _ = choose_device(config.device, machine)
     if config.training.optimizer == "adamw_8bit":
         require_adamw_8bit(device.kind)
     torch.set_num_threads(choose_threads(config.threads, machine).value)
@@ -137,6 +137,54 @@ def prepare(
     if isinstance(corpus.data, ReadyData):
         corpus.data.audit.check_budgets(config.data)
     work = _workload(config, corpus, base)
+    start = Start(base, checkpoint, damaged, data_change, runtime)
+    return decide(config, directory, corpus, work, start, shortened)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with.
+
+    Attributes:
+        base: Directory of the model to go on from.
+        checkpoint: What a resume goes on from.
+        damaged: Checkpoints that were passed over, one sentence each.
+        data_change: Go on though the training text changed.
+        runtime: The processes that share the run.
+    """
+
+    base: Path | None = None
+    checkpoint: Checkpoint | None = None
+    damaged: tuple[str, ...] = ()
+    data_change: bool = False
+    runtime: Runtime = field(default_factory=Runtime)
+
+
+def decide(
+    config: TrainConfig,
+    directory: Path,
+    corpus: Corpus,
+    work: Workload,
+    start: Start,
+    lines: tuple[PlanLine, ...] = (),
+) -> Prepared:
+    """Everything that is left open, decided by the machine and by what the run goes on from.
+
+    Args:
+        config: The run as asked.
+        directory: Where it is kept.
+        corpus: What it is trained on.
+        work: Size of one pass.
+        start: What it begins with.
+        lines: Decisions that were made already.
+
+    Raises:
+        DeviceError: Something was asked for that this machine does not have.
+        MismatchError: The checkpoint belongs to another run.
+        OutOfMemoryError: Not even one sequence fits.
+    """
+    runtime, checkpoint, machine = start.runtime, start.checkpoint, inspect_machine()
+    device, why = choose_device(config.device, machine)
     together = work.batch_size * config.training.gradient_accumulation_steps * runtime.world_size
     steps = total_steps(
         samples_per_step=together,
@@ -148,28 +196,38 @@ def prepare(
     )
     speed = measure_speed(device.kind, torch.get_num_threads())
     plan = plan_run(config, machine, device, why, speed, work, steps)
-    plan = _with_working_compiler(replace(plan, lines=plan.lines + shortened), config)
+    plan = _with_working_compiler(replace(plan, lines=plan.lines + lines), config)
     if checkpoint is not None:
         plan = pin_plan(directory, plan, config)
     plan = RunPlan.of_values(runtime.share(plan.values()))
-    fingerprint = _fingerprint(config, corpus, plan, base, runtime.world_size)
+    fingerprint = _fingerprint(config, corpus, plan, start.base, runtime.world_size)
     notes: tuple[str, ...] = ()
     if checkpoint is not None:
-        notes = tuple(check_same_run(read_state(checkpoint), fingerprint, data_change=data_change))
+        notes = tuple(check_same_run(read_state(checkpoint), fingerprint, data_change=start.data_change))
     if checkpoint is not None and config.training.max_time is not None:
         notes += ("the learning rate follows the clock (training.max_time)",)
     # The newest, the best, the one being written, and the finished model in the root.
     kept = config.training.save_total_limit + 3
     require_free_space(directory, kept * checkpoint_bytes(work.parameters, work.trainable))
-    return Prepared(config, directory, corpus, plan, work, checkpoint, fingerprint, damaged, notes)
+    return Prepared(config, directory, corpus, plan, work, checkpoint, fingerprint, start.damaged, notes)
 
 
 def build_trainer(
-    prepared: Prepared, *, base: Path | None, overwrite: bool = False, runtime: Runtime | None = None
+    prepared: Prepared,
+    *,
+    base: Path | None,
+    overwrite: bool = False,
+    runtime: Runtime | None = None,
+    own: BaseLanguageModel | None = None,
 ) -> tuple[TrainingLoop, RunKeeper]:
     """Make the model, the optimizer and the loop, and put them where a resume left off.
 
-    With `overwrite`, the run that stood there is removed once everything else has been made.
+    Args:
+        prepared: What was decided.
+        base: Directory of the model to go on from.
+        overwrite: Remove the run that stands there, once everything else has been made.
+        runtime: The processes that share the run.
+        own: The model to train, instead of one that the configuration describes.
 
     Raises:
         MismatchError: The checkpoint belongs to another run, or the model cannot keep documents apart.
@@ -179,7 +237,10 @@ def build_trainer(
     config, corpus, data = prepared.config, prepared.corpus, prepared.corpus.data
     runtime = runtime or Runtime()
     torch.set_num_threads(prepared.plan.threads)
-    model, exact = make_model(config, prepared.plan, corpus.tokenizer, base)
+    if own is None:
+        model, exact = make_model(config, prepared.plan, corpus.tokenizer, base)
+    else:
+        model, exact = take_model(config, prepared.plan, own)
     if data.masks and not keeps_documents_apart(model):
         raise MismatchError(
             "data.document_mask: this model reads across the documents of a sequence", "--no-document-mask"
@@ -195,7 +256,7 @@ def build_trainer(
     limits = limits_of(config, plan, data.samples, runtime.world_size)
     loop = TrainingLoop(model, optimizer, loader, schedule_of(config, plan), limits, keeper, config.seed, runtime)
     loop.fingerprint, loop.notes = prepared.fingerprint, prepared.notes
-    loop.guard = Guard(model, optimizer, fresh=base is None and prepared.checkpoint is None)
+    loop.guard = Guard(model, optimizer, fresh=base is None and own is None and prepared.checkpoint is None)
     loop.validation = _validation(prepared, runtime)
     if config.training.ema_decay is not None:
         loop.average = Average(optimizer, config.training.ema_decay)

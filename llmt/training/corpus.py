@@ -15,6 +15,7 @@ from llmt.data.assign import training_texts
 from llmt.data.chat import ChatWriter
 from llmt.data.open import StreamedData, open_data
 from llmt.data.ready import ReadyData
+from llmt.data.texts import TextData
 from llmt.errors import MismatchError, StorageError, UsageError
 from llmt.text.reading import Reading
 from llmt.text.sources import fingerprint_sources
@@ -51,7 +52,7 @@ class Corpus:
     """
 
     tokenizer: Tokenizer
-    data: ReadyData | StreamedData
+    data: ReadyData | StreamedData | TextData
     notes: tuple[str, ...]
 
 

@@ -39,15 +39,37 @@ def make_model(
         ids = special_ids(tokenizer)
         fresh = new_model(config.model, tokenizer.vocab_size, config.data.block_size, config.seed, ids)
         model = fresh.to(plan.device)
+    _set_checkpointing(model, config)
+    if config.lora.enabled:
+        torch.manual_seed(config.seed)
+        return add_lora(model.to(dtype), config.lora), {}
+    return _rounded(model, dtype)
+
+
+def take_model(
+    config: TrainConfig, plan: RunPlan, model: BaseLanguageModel
+) -> tuple[BaseLanguageModel, dict[str, Tensor]]:
+    """The same of a model that somebody made; it is changed in place.
+
+    Raises:
+        MismatchError: Gradient checkpointing was asked for, and the model does not offer it.
+    """
+    _set_checkpointing(model, config)
+    return _rounded(model.to(plan.device, torch.float32), DTYPES[plan.precision])
+
+
+def _set_checkpointing(model: BaseLanguageModel, config: TrainConfig) -> None:
     if isinstance(model, TransformerLM):
         model.gradient_checkpointing = config.training.gradient_checkpointing
     elif config.training.gradient_checkpointing:
         raise MismatchError("gradient checkpointing is offered for Llama-shaped models only", "leave it out")
-    if config.lora.enabled:
-        torch.manual_seed(config.seed)
-        return add_lora(model.to(dtype), config.lora), {}
-    exact = {name: p.detach() for name, p in model.named_parameters()} if plan.precision != "fp32" else {}
-    exact = {name: value.clone() for name, value in exact.items()}
+
+
+def _rounded(model: BaseLanguageModel, dtype: torch.dtype) -> tuple[BaseLanguageModel, dict[str, Tensor]]:
+    """A model in fp32 in its compute precision, and the values before rounding."""
+    exact: dict[str, Tensor] = {}
+    if dtype != torch.float32:
+        exact = {name: p.detach().clone() for name, p in model.named_parameters()}
     return model.to(dtype), exact
 
 

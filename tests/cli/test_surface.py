@@ -39,10 +39,10 @@ def test_public_names_load() -> None:
     """The public names are exactly these, and each can be imported."""
     assert llmt.__all__ == [
         "__author__", "__email__", "__version__", "BPETokenizer", "BaseLanguageModel", "BaseTokenizer",
-        "ByteTokenizer", "EvalReport", "HFTokenizerWrapper", "HuggingFaceModelWrapper", "LlmtError", "ModelConfig",
-        "Sampling", "StepReport", "Tokenizer", "TrainConfig", "Trainer", "TransformerLM", "UnigramTokenizer",
-        "WordPieceTokenizer", "evaluate", "get_memory_usage", "load_model", "load_tokenizer", "register_model",
-        "stream_text", "train_tokenizer",
+        "ByteTokenizer", "EvalReport", "HFTokenizerWrapper", "HuggingFaceModelWrapper", "LanguageModelingDataset",
+        "LlmtError", "ModelConfig", "Sampling", "StepReport", "Tokenizer", "TrainConfig", "Trainer", "TransformerLM",
+        "UnigramTokenizer", "WordPieceTokenizer", "evaluate", "get_memory_usage", "load_model", "load_tokenizer",
+        "register_model", "stream_text", "train_tokenizer",
     ]  # fmt: skip
     for name in llmt.__all__:
         assert getattr(llmt, name)
