@@ -21,7 +21,6 @@ from llmt.system.estimate import Workload
 from llmt.tokenizers.huggingface import as_tokenizer
 from llmt.training.corpus import Corpus, check_fits
 from llmt.training.directory import claim_directory, held, run_directory
-from llmt.training.finish import finish
 from llmt.training.keeper import RunKeeper
 from llmt.training.loop import TrainingLoop
 from llmt.training.report import StepReport
@@ -91,6 +90,8 @@ class Trainer:
             BusyOutputError: Another run is there, or another process holds the directory.
             LlmtError: What `llmt train` ends by.
         """
+        from llmt.training.finish import finish
+
         resume = resume and bool(CheckpointStore(self.directory).steps())
         claim_directory(self.directory, resume=resume, overwrite=overwrite)
         with held(self.directory):
