@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lines, Path, int]:
     out = tmp_path_factory.mktemp("faults")
     chosen = [word for name in FAMILIES for word in ("--only", name)]
     done = subprocess.run(
-        [sys.executable, str(RUN), "--scale", "0.01", "--lanes", "1", "--out", str(out), *chosen],
+        [sys.executable, str(RUN), "--scale", "0.005", "--lanes", "1", "--out", str(out), *chosen],
         capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "COUNT": "1"},
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -62,6 +63,8 @@ def test_the_harness_finds_what_simpler_ways_lose(
     found: tuple[Lines, Path, int], family: str, subject: str, words: str
 ) -> None:
     """A fault that nothing could fail would say nothing."""
+    if subject == "torch.save in place" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("what a library writes by itself is seen by the shim of C only")
     assert any(words in failure for failure in found[0][family, subject]["failed"])
 
 

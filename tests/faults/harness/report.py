@@ -1,0 +1,133 @@
+"""families of faults -> `results.json`, a table in Markdown, and figures."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.picture import BLACK, BLUE, GREEN, GREY, RED, YELLOW, Colour, Picture
+from harness.verdicts import LLMT, Family
+
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+
+WHAT = {
+    "calls": "kill, EIO, full disk, quota, EINTR, half a write at a call of a save",
+    "power_loss": "power lost at a call of a save",
+    "damage": "one thing wrong in the newest checkpoint",
+    "random_kills": "kill -9 at random, ten times a run",
+    "nan": "a NaN or an infinity in loss, gradient, weight, moment",
+    "accumulation": "gradients of a window against one whole batch, float64, 1e-12",
+    "invariance": "the same run, validated, logged, saved, shown otherwise",
+    "signals": "SIGTERM at random",
+    "fuzz": "wrong files of nine kinds",
+    "ranks": "one of two processes killed or stopped",
+    "cost": "time of a save and of the checks of a step",
+}
+COLOURS: dict[str, Colour] = {
+    "old": GREEN, "new": BLUE, "whole": BLUE, "broken": RED, "": GREEN, "promise": YELLOW, "corrupt": RED,
+    "detected": GREEN, "harmless": BLUE, "refused": GREEN, "silent": RED, "read": BLUE,
+}  # fmt: skip
+
+
+def write(directory: Path, found: Sequence[Family], scale: float) -> None:
+    """Write everything that is known about the faults into a folder."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = [family.line() | {"failed": [f"{v.what}: {v.why}" for v in family.failed]} for family in found]
+    (directory / "results.json").write_text(json.dumps({"scale": scale, "families": lines}, indent=1) + "\n")
+    (directory / "faults.md").write_text(table(found))
+    draw(directory, found)
+
+
+def draw(directory: Path, found: Sequence[Family]) -> None:
+    """Write the figures into a folder: one of all families, and one of each that has parts to show."""
+    directory.mkdir(parents=True, exist_ok=True)
+    bars(found).save(directory / "faults-survived.png")
+    by_name = {family.name: [one for one in found if one.name == family.name] for family in found}
+    for name, file in (("calls", "calls"), ("power_loss", "power-loss"), ("damage", "damage")):
+        if name in by_name:
+            picture = strips(by_name[name]) if name == "calls" else shares(by_name[name])
+            picture.save(directory / f"faults-{file}.png")
+
+
+def table(found: Sequence[Family]) -> str:
+    """One row for each family and subject."""
+    rows = ["| faults | who | tried | held | seconds |", "|---|---|--:|--:|--:|"]
+    for family in found:
+        tried, held = len(family.verdicts), len(family.verdicts) - len(family.failed)
+        share = f"{held:,} ({held / max(tried, 1):.0%})"
+        what = WHAT.get(family.name, family.name) if family.subject == LLMT else ""
+        seconds = f"{family.seconds:.0f}" if family.subject == LLMT else ""
+        rows.append(f"| {what} | {family.subject} | {tried:,} | {share} | {seconds} |")
+    return "\n".join(rows) + "\n"
+
+
+def put_into(page: Path, found: Sequence[Family]) -> None:
+    """Replace the table of a page; it stands between two comments.
+
+    Raises:
+        ValueError: The page has no such place.
+    """
+    text = page.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{page}: has no place for the table")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n{table(found)}{END}{after}", encoding="utf-8")
+
+
+def bars(found: Sequence[Family]) -> Picture:
+    """How much of each family each subject survived."""
+    picture = Picture(1100, 30 + 22 * len(found))
+    picture.words(10, 8, "faults survived")
+    for number, family in enumerate(found):
+        top = 30 + 22 * number
+        tried = max(len(family.verdicts), 1)
+        share = (tried - len(family.failed)) / tried
+        picture.words(10, top + 4, family.name.replace("_", " ") if family.subject == LLMT else "")
+        picture.words(160, top + 4, family.subject)
+        picture.box(430, top, 500, 18, RED)
+        picture.box(430, top, round(500 * share), 18, GREEN if family.subject == LLMT else BLUE)
+        picture.words(945, top + 4, f"{100 * share:.1f} % of {tried}")
+    return picture
+
+
+def strips(found: Sequence[Family]) -> Picture:
+    """One cell for each call that was struck: green kept the old, blue had the new, red is broken."""
+    rows: dict[str, dict[int, str]] = {}
+    for family in found:
+        for verdict in family.verdicts:
+            rows.setdefault(verdict.cell[0], {})[verdict.cell[1]] = verdict.outcome
+    longest = max((max(row) for row in rows.values()), default=1)
+    width = max(min(1000 // longest, 8), 2)
+    picture = Picture(340 + width * (longest + 1), 40 + 18 * len(rows))
+    picture.words(10, 8, "after a fault at each call of a save: green old, blue new or whole, red broken")
+    for number, (name, cells) in enumerate(rows.items()):
+        top = 30 + 18 * number
+        picture.words(10, top + 2, name)
+        picture.box(330, top, width * longest, 14, GREY)
+        for at, outcome in cells.items():
+            picture.box(330 + width * (at - 1), top, width, 14, COLOURS.get(outcome, BLACK))
+    return picture
+
+
+def shares(found: Sequence[Family]) -> Picture:
+    """What became of the faults, as shares of a bar for each subject and kind."""
+    rows: dict[str, Counter[str]] = {}
+    for family in found:
+        for verdict in family.verdicts:
+            label = (
+                verdict.cell[0] if family.subject in (LLMT, verdict.cell[0]) else f"{family.subject}: {verdict.cell[0]}"
+            )
+            label = f"llmt: {label}" if family.subject == LLMT else label
+            rows.setdefault(label, Counter())[verdict.outcome] += 1
+    picture = Picture(1000, 40 + 20 * len(rows))
+    name = found[0].name.replace("_", " ")
+    picture.words(10, 8, f"{name}: green or blue right, yellow a promise broken, red wrong")
+    for number, (label, outcomes) in enumerate(rows.items()):
+        top, left, total = 30 + 20 * number, 370, sum(outcomes.values())
+        picture.words(10, top + 3, label)
+        for outcome, count in sorted(outcomes.items(), key=lambda item: list(COLOURS).index(item[0])):
+            width = round(500 * count / total)
+            picture.box(left, top, width, 16, COLOURS.get(outcome, BLACK))
+            left += width
+        picture.words(885, top + 3, f"{total}")
+    return picture
