@@ -226,21 +226,25 @@ def publish_into(
             staged.complete(extra)
             names = sorted(staged.names(), key=_publishing_order)
             stale = _stale_files(root, names) | (set(layout.COMPANIONS) - set(names) if alone else set())
-            _replace_files(staged, root, names, stale)
+            _replace_files(staged, root, names, stale, durable=durable)
             if durable:
                 fsync_directory(root)
 
 
-def _replace_files(staged: StagedDirectory, root: Path, names: list[str], stale: set[str]) -> None:
+def _replace_files(staged: StagedDirectory, root: Path, names: list[str], stale: set[str], *, durable: bool) -> None:
     # First what makes the old files a model: a kill from here on leaves no model rather than a mixed one.
     for name in (layout.MANIFEST, layout.MODEL_INDEX, layout.PICKLED_INDEX, layout.CONFIG_FILE):
         if name in names or name in stale:
             (root / name).unlink(missing_ok=True)
+    if durable:  # in this order on the disk too: a configuration never stands beside the weights of two models
+        fsync_directory(root)
     weights = [name for name in names if _publishing_order(name)[0] < 3]
     for name in weights:
         (staged.path / name).replace(root / name)
     for name in stale:
         (root / name).unlink(missing_ok=True)
+    if durable:
+        fsync_directory(root)
     for name in names[len(weights) :]:
         (staged.path / name).replace(root / name)
 

@@ -223,6 +223,18 @@ def fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(directory: Path) -> None:
+    """Make a folder and those above it that are missing, so that they survive a power failure.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        fsync_directory(path.parent)
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Replace the file at `path` by `text` (UTF-8): a reader sees all of the old or all of the new.
 

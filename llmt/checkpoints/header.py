@@ -86,6 +86,8 @@ def parse_header(file: FileIO, path: Path) -> Header:
         raise _damaged(path, "it is not a safetensors file")
     content = parse_json(text, path)
     metadata = _check_metadata(content.pop(METADATA_KEY, {}), path)
+    if not all(_is_writable(text) for text in (*content, *metadata, *metadata.values())):
+        raise _damaged(path, "a name or text in it holds half a character")
     if len(content) > MAX_TENSORS:
         raise _damaged(path, f"{len(content)} tensors, at most {MAX_TENSORS} are read")
     begin = 8 + length
@@ -101,6 +103,11 @@ def parse_header(file: FileIO, path: Path) -> Header:
     if end != size:
         raise _damaged(path, f"the tensors end at byte {end}, the file at byte {size}")
     return Header({info.name: info for info in infos}, metadata)
+
+
+def _is_writable(text: str) -> bool:
+    """Whether text can be encoded: half a character of UTF-16, which JSON can spell, cannot."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _refuse_other_kinds(begin: bytes, path: Path) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llmt.checkpoints import layout
-from llmt.checkpoints.files import storage_errors, write_text_atomic
+from llmt.checkpoints.files import make_directory, storage_errors, write_text_atomic
 from llmt.checkpoints.reading import read_json, shown
 from llmt.errors import BusyOutputError, ModelFileError
 
@@ -31,7 +31,7 @@ def output_lock(directory: Path) -> Iterator[str | None]:
     from filelock import FileLock, Timeout
 
     with storage_errors("locking the output directory", directory):
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         lock = FileLock(directory / layout.LOCK, timeout=0)
         try:
             lock.acquire()

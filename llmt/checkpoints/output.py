@@ -8,7 +8,7 @@ from pathlib import Path
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory, publish_into, remove_abandoned, staged_directory
 from llmt.checkpoints.casting import FloatName
-from llmt.checkpoints.files import storage_errors
+from llmt.checkpoints.files import make_directory, storage_errors
 from llmt.checkpoints.reading import open_inside, read_json
 from llmt.errors import BusyOutputError
 
@@ -88,7 +88,7 @@ def output_directory(
         StorageError: The disk refused.
     """
     with storage_errors("creating a folder", output):
-        output.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(output.parent)
         remove_abandoned(output if output.is_dir() else output.parent)
     if output.is_dir():
         with publish_into(output, extra=extra, durable=durable, alone=True) as staged:

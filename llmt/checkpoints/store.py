@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory, remove, set_aside, staged_directory
-from llmt.checkpoints.files import fsync_directory, storage_errors
+from llmt.checkpoints.files import fsync_directory, make_directory, storage_errors
 from llmt.checkpoints.manifest import Manifest, UnknownFormatError, manifest_problems, read_manifest
 from llmt.errors import ModelFileError
 
@@ -64,7 +64,7 @@ class CheckpointStore:
         """
         target = self.path(step)
         with storage_errors("creating the run directory", self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self.directory)
         with staged_directory(target, extra={"step": step, **(extra or {})}, replace=True) as staged:
             fill(staged)
         return target

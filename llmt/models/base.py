@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory, publish_into, staged_directory
-from llmt.checkpoints.files import storage_errors
+from llmt.checkpoints.files import make_directory, storage_errors
 from llmt.checkpoints.metadata import Metadata, encode_metadata
 from llmt.checkpoints.saving import drop_tied, save_weights
 from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE
@@ -238,7 +238,7 @@ class BaseLanguageModel(nn.Module, ABC):
         if (path / layout.RUN_CONFIG).exists() or (path / layout.STATE).exists():
             raise BusyOutputError(f"{path}: is a run or its checkpoint, and its record would not fit", "name another")
         with storage_errors("creating a folder", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(path.parent)
         publish = publish_into if path.is_dir() else staged_directory
         with publish(path, extra={}) as staged:
             if tokenizer is not None:

@@ -201,7 +201,20 @@ def load_adapter(base: BaseLanguageModel, directory: Path) -> LoraModel:
         raise ModelFileError(f"{directory}: a {values.get('peft_type')} adapter; this version reads LORA", "use peft")
     known = {f: values[f] for f in PeftLoraConfig.__dataclass_fields__ if f in values and f != "auto_mapping"}
     known |= {"task_type": None, "inference_mode": False, "base_model_name_or_path": None}
-    model = LoraModel(base, PeftLoraConfig(**known))
+    try:
+        model = LoraModel(base, PeftLoraConfig(**known))
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+    ) as error:  # peft checks none of the types
+        reason = str(error).strip().partition("\n")[0]
+        path = directory / layout.ADAPTER_CONFIG
+        raise ModelFileError(
+            f"{path}: describes no adapter for this base: {reason}", "copy the adapter again"
+        ) from None
     model.load_adapter_weights(load_tensors(directory / layout.ADAPTER_MODEL))
     return model
 

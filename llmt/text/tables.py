@@ -43,7 +43,7 @@ def read_table(path: Path, choose: Choose | None = None, start: int = 0) -> Iter
             for number, batch in batches:
                 for first in range(max(start - number, 0), batch.num_rows, BATCH_ROWS):
                     yield from _rows(path, batch.slice(first, BATCH_ROWS), number + first + 1)
-        except (pyarrow.ArrowException, OSError, EOFError) as error:
+        except (pyarrow.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             if isinstance(error, LlmtError) or (isinstance(error, OSError) and error.errno is not None):
                 raise
             said = " ".join(str(error).split())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmt.checkpoints.atomic import staged_directory
-from llmt.checkpoints.files import storage_errors
+from llmt.checkpoints.files import make_directory, storage_errors
 from llmt.config.tasks import TokenizerTrainSettings
 from llmt.errors import BusyOutputError, StorageError, UsageError
 from llmt.text.find import find_sources
@@ -81,7 +81,7 @@ def build_tokenizer(
         for _ in texts:  # nothing is learnt, yet there is text to measure on
             pass
     with storage_errors("creating a folder", target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(target.parent)
     with staged_directory(target, extra=None, replace=True) as staged:
         tokenizer.save_pretrained(staged.path)
         sample, held_out = texts.sample()

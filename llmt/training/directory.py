@@ -91,7 +91,9 @@ def _holds_work(directory: Path, is_run: bool) -> bool:
         return False
     if is_run:
         return bool(CheckpointStore(directory).steps()) or (directory / layout.RESULT).exists()
-    return any(path.name not in (layout.LOCK, layout.LOCK_OWNER) for path in directory.iterdir())
+    ours = (layout.LOCK, layout.LOCK_OWNER)
+    # A process that was killed while it began leaves temporary files.
+    return any(p.name not in ours and not p.name.startswith(layout.TEMPORARY_PREFIX) for p in directory.iterdir())
 
 
 def clear_directory(directory: Path) -> None:

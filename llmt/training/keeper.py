@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory, publish_into, staged_directory
-from llmt.checkpoints.files import append_line, write_text_atomic
+from llmt.checkpoints.files import append_line, make_directory, storage_errors, write_text_atomic
 from llmt.checkpoints.reading import read_json
 from llmt.checkpoints.runs import finished_record
 from llmt.checkpoints.saving import save_tensors
@@ -96,7 +96,8 @@ class RunKeeper:
             audit: Content of `audit.json`.
             step: Steps that are done; lines of `metrics.jsonl` about later ones are dropped.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        with storage_errors("creating the run directory", self.directory):
+            make_directory(self.directory)
         self.store.clean()
         self._rewind_metrics(step)
         write_text_atomic(self.directory / layout.RUN_CONFIG, dump_config(self._config))

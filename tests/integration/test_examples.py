@@ -1,10 +1,14 @@
 """How people used the program that this one follows: its examples, with today's names.
 
-- tokenizers trained, saved, looked into, and trained from a data set;
-- models saved as one file and as shards, and opened whatever the format;
-- tokenizers of transformers in our trainer and in TRL's;
-- special tokens added to a tokenizer, and a model that grows with it;
-- accelerate and adapters switched on in a configuration.
+Its changelog's examples by release, each with the test that runs it:
+
+- 0.1.2 Basic Training, Analysis and Inspection: `test_a_wordpiece_tokenizer`
+- 0.1.2 Dataset Training: `test_a_tokenizer_from_a_data_set`
+- 0.2.1 Quick Start, Training Integration: `test_our_trainer`, `test_the_trainer_of_trl`
+- 0.2.1 Advanced Features: `test_batches_and_special_tokens`
+- 0.2.2 Accelerate and PEFT in a configuration: `test_accelerate_and_adapters_in_a_configuration`
+- 0.2.3 SafeTensors Model Saving, Automatic Format Detection: `test_models_are_saved_and_opened`
+- 0.2.3 Fallback Behavior: `test_without_safetensors`
 """
 
 from pathlib import Path
@@ -73,7 +77,7 @@ def test_models_are_saved_and_opened(model: TransformerLM, tmp_path: Path, monke
     ids = torch.arange(10)[None]
     for number, arguments in enumerate(
         ({"safe_serialization": True}, {"safe_serialization": True, "max_shard_size": "100kB"},
-         {"safe_serialization": False}, {})
+         {"safe_serialization": True, "max_shard_size": "2GB"}, {"safe_serialization": False}, {})
     ):  # fmt: skip
         model.save_pretrained(f"./my_model{number}", **arguments)
         again = TransformerLM.from_pretrained(f"./my_model{number}")
@@ -82,10 +86,21 @@ def test_models_are_saved_and_opened(model: TransformerLM, tmp_path: Path, monke
     assert torch.equal(TransformerLM.from_pretrained("./my_model0", safe_serialization=True)(ids), model(ids))
 
 
+def test_without_safetensors(model: TransformerLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is saved all the same, in PyTorch's format, with a word about it; and opened without being told."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llmt.models.base.find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="safetensors cannot be imported"):
+        model.save_pretrained("./my_model")
+    assert Path("my_model/pytorch_model.bin").is_file()
+    ids = torch.arange(10)[None]
+    assert torch.equal(TransformerLM.from_pretrained("./my_model")(ids), model(ids))
+
+
 def test_our_trainer(model: TransformerLM, hf_tokenizer: HFTokenizerWrapper, tmp_path: Path) -> None:
     """Takes the wrapped tokenizer and a data set of texts."""
     hf_tokenizer.tokenizer.pad_token = hf_tokenizer.tokenizer.eos_token
-    train_dataset = LanguageModelingDataset(TEXTS, hf_tokenizer, block_size=32)
+    train_dataset = LanguageModelingDataset(TEXTS, hf_tokenizer.tokenizer, block_size=32)
     trainer = Trainer(
         model=model, tokenizer=hf_tokenizer.tokenizer, train_dataset=train_dataset, output_dir=tmp_path / "run",
         max_steps=4, compile="never", threads=1, batch_size=4,

@@ -185,3 +185,18 @@ def test_adapter_on_another_architecture(ids: Tensor, tmp_path: Path) -> None:
         assert torch.allclose(theirs(input_ids=ids).logits, expected, atol=1e-5)
         ours: BaseLanguageModel = load_adapter(load_model(tmp_path / "qwen"), adapter).eval()
         assert torch.equal(ours(ids), expected)
+
+
+@pytest.mark.parametrize("change", [
+    {"target_modules": None}, {"target_modules": [1.5]}, {"r": "x"}, {"bias": "v_proj"},
+    {"lora_dropout": "much"},
+], ids=str)  # fmt: skip
+def test_a_configuration_that_describes_no_adapter(base: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    """Values that peft fails over in its own ways are a damaged file."""
+    model = add_lora(load_model(base), LoraConfig(r=2))
+    with staged_directory(tmp_path / "adapter", extra=None) as staged:
+        write_adapter(staged, model, base)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ModelFileError, match="describes no adapter"):
+        load_adapter(load_model(base), tmp_path / "adapter")

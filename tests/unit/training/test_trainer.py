@@ -1,16 +1,27 @@
 """The trainer for those who call llmt from Python."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from llmt import LanguageModelingDataset, ModelConfig, Trainer, TransformerLM, load_model
 from llmt.config.run import TrainConfig
 from llmt.data.batch import IGNORED
 from llmt.errors import BusyOutputError, ConfigError, DataError, MismatchError, UsageError
+from llmt.models.fresh import new_model
+from llmt.tokenizers.base import special_ids
 from llmt.tokenizers.bpe import train_bpe
 from llmt.tokenizers.train import train_tokenizer
 
@@ -51,6 +62,18 @@ def test_a_run_from_python(tokenizer: Any, tmp_path: Path, precision: str) -> No
     assert trainer.evaluate().loss == pytest.approx(reports[-1].evaluation.loss, rel=1e-2)
     trainer.save_model(tmp_path / "saved")
     assert load_model(tmp_path / "saved").num_parameters() == model.num_parameters()
+
+
+def test_the_same_weights_as_the_command(lab: Any, tmp_path: Path) -> None:
+    """The same text, shape and settings give the same weights, bit for bit, whether read from a file or from memory."""
+    config = lab.config(data__validation_split=0, training__max_steps=6)
+    command = lab.run(config, "command")
+    tokenizer = command.prepared.corpus.tokenizer
+    model = new_model(config.model, tokenizer.vocab_size, config.data.block_size, config.seed, special_ids(tokenizer))
+    Trainer(model, tokenizer, [lab.text.read_text()], config=config, output_dir=tmp_path / "python").train()
+    weights = dict(model.named_parameters())
+    for name, master in command.trainer.optimizer.masters().items():
+        assert torch.equal(weights[name], master)
 
 
 def test_stopped_and_resumed(tokenizer: Any, tmp_path: Path) -> None:
@@ -139,6 +162,166 @@ def test_arguments_that_cannot_be(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no eval_dataset"):
         Trainer(model, tokenizer, TEXTS).evaluate()
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_would_not_be_read(tokenizer: Any, tmp_path: Path) -> None:
+    """A setting about model, tokenizer or text, which are given, is refused; in a whole configuration it may stand."""
+    model = _model(tokenizer.vocab_size)
+    for setting, says in (
+        ({"hidden_size": 64}, "model.hidden_size is not read: the model"), ({"base": "m"}, "base is not read"),
+        ({"algo": "bpe"}, "tokenizer.algo is not read"), ({"sources": ["a.txt"]}, "data.sources is not read: the text"),
+        ({"packing": "best_fit"}, "data.packing is not read"), ({"peft_r": 4}, "one whole model"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=says):
+            Trainer(model, tokenizer, TEXTS, **setting)
+    config = TrainConfig.model_validate({"model": {"hidden_size": 64}, "data": {"sources": ["a.txt"]}})
+    assert Trainer(model, tokenizer, TEXTS, config=config).config.model.hidden_size == 64
+
+
+def test_the_length_of_blocks(tokenizer: Any, tmp_path: Path) -> None:
+    """As long as the model reads; what is written down is what is done."""
+    model = _model(tokenizer.vocab_size)
+    settings = {**SETTINGS, "block_size": 100}
+    trainer = Trainer(model, tokenizer, TEXTS, output_dir=tmp_path / "run", **settings)
+    assert trainer.config.data.block_size == model.context_length == 32
+    trainer.train()
+    assert "block_size: 32" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "the context of the model, 100 was asked" in (tmp_path / "run" / "plan.json").read_text()
+    blocks = LanguageModelingDataset(TEXTS, tokenizer, 24, document_mask=True)
+    taken = Trainer(model, tokenizer, blocks).config.data
+    assert (taken.block_size, taken.document_mask) == (24, True)
+    with pytest.raises(UsageError, match="block_size 16, and train_dataset has blocks of 24"):
+        Trainer(model, tokenizer, blocks, max_length=16)
+    for data in ({"train_dataset": LanguageModelingDataset(TEXTS, tokenizer, 33)},
+                 {"train_dataset": TEXTS, "eval_dataset": LanguageModelingDataset(TEXTS, tokenizer, 33)}):  # fmt: skip
+        with pytest.raises(MismatchError, match="blocks of 33 ids, and the model reads 32"):
+            Trainer(model, tokenizer, **data)
+
+
+def test_what_is_not_trained_comes_back_exact(tokenizer: Any, tmp_path: Path) -> None:
+    """After bf16, frozen weights and rotary frequencies have every bit that they had."""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                    num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64)
+    )  # fmt: skip
+    model.model.layers[0].mlp.requires_grad_(False)
+    before = {name: t.detach().clone() for name, t in (*model.named_parameters(), *model.named_buffers())}
+    Trainer(model, tokenizer, TEXTS, output_dir=tmp_path / "run", **{**SETTINGS, "precision": "bf16"}).train()
+    moved = {name: not torch.equal(t, before[name]) for name, t in (*model.named_parameters(), *model.named_buffers())}
+    assert {name for name, value in moved.items() if not value} >= {
+        "model.rotary_emb.inv_freq", "model.layers.0.mlp.up_proj.weight"
+    }  # fmt: skip
+    assert moved["model.layers.1.mlp.up_proj.weight"]
+    other = Qwen2ForCausalLM(model.config)
+    other.model.layers[0].mlp.requires_grad_(False)
+    settings = {**SETTINGS, "precision": "bf16", "max_steps": 7}
+    Trainer(other, tokenizer, TEXTS, output_dir=tmp_path / "run", **settings).train(resume=True)
+    kept, given = (m.model.layers[0].mlp.up_proj.weight for m in (other, model))
+    assert torch.equal(kept, given.bfloat16().float())  # those of the run, as its checkpoint holds them
+    model.requires_grad_(False)
+    with pytest.raises(UsageError, match="none of its weights"):
+        Trainer(model, tokenizer, TEXTS)
+
+
+def test_a_run_that_does_not_begin_leaves_the_model_alone(tokenizer: Any, tmp_path: Path) -> None:
+    """Whatever fails after the weights were rounded to bf16, they are put back."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=258, n_positions=32, n_embd=32, n_layer=1, n_head=2))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer = Trainer(model, tokenizer, TEXTS, output_dir=tmp_path / "run", **{**SETTINGS, "precision": "bf16"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmt.training.build.Guard", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert trainer.train().step == 6
+
+
+def test_a_resume_is_the_same_run(tokenizer: Any, tmp_path: Path) -> None:
+    """Other settings or another shape are refused; more steps are not."""
+
+    def train(seed: int = 1, **settings: Any) -> Any:
+        given = {**SETTINGS, "save_steps": 2, **settings}
+        return Trainer(_model(tokenizer.vocab_size, seed), tokenizer, TEXTS, output_dir=tmp_path / "run", **given)
+
+    train().train()
+    with pytest.raises(MismatchError, match=r"training\.learning_rate: 0\.005 -> 0\.1"):
+        train(lr=0.1).train(resume=True)
+    with pytest.raises(MismatchError, match=r"data\.block_size: 16 -> 8"):
+        train(block_size=8).train(resume=True)
+    with pytest.raises(UsageError, match="resume and overwrite"):
+        train().train(resume=True, overwrite=True)
+    assert train(seed=2, max_steps=8).train(resume=True).step == 8
+    assert train(max_steps=3).train(overwrite=True).step == 3
+
+
+def test_through_accelerate(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`use_accelerate` does what it says, and the weights are the same bit for bit."""
+    import accelerate
+
+    made = []
+    prepare = accelerate.Accelerator.prepare_model
+    monkeypatch.setattr(
+        accelerate.Accelerator, "prepare_model", lambda self, *a, **k: made.append(self) or prepare(self, *a, **k)
+    )
+    models = []
+    for name, through in (("plain", False), ("through", True)):
+        models.append(_model(tokenizer.vocab_size))
+        settings = {**SETTINGS, "use_accelerate": through, "accelerate_mixed_precision": "no"}
+        del settings["precision"]
+        Trainer(models[-1], tokenizer, TEXTS, output_dir=tmp_path / name, **settings).train()
+        assert len(made) == through
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_one_process_with_its_threads(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads are as they were afterwards; a launcher of several processes is refused before anything is written."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        trainer = Trainer(_model(tokenizer.vocab_size), tokenizer, TEXTS, output_dir=tmp_path / "run", **SETTINGS)
+        assert {torch.get_num_threads() for _ in trainer.run()} == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    other = Trainer(_model(tokenizer.vocab_size), tokenizer, TEXTS, output_dir=tmp_path / "other", **SETTINGS)
+    with pytest.raises(UsageError, match="a launcher started 2"):
+        other.train()
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_log_and_the_best(tokenizer: Any, tmp_path: Path) -> None:
+    """A line every `logging_steps` and for each validation; published is the best, in memory the last."""
+    model = _model(tokenizer.vocab_size)
+    trainer = Trainer(
+        model, tokenizer, TEXTS, ["zzz qqq xxx"], output_dir=tmp_path / "run", **{**SETTINGS, "max_steps": 9},
+        logging_steps=4, eval_steps=3, save_total_limit=9,
+    )  # fmt: skip
+    reports = list(trainer.run())
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 3, 4, 6, 8, 9]
+    measured = {report.step: report.evaluation.loss for report in reports if report.evaluation is not None}
+    best = min(measured, key=lambda step: measured[step])
+    published = dict(load_model(tmp_path / "run").named_parameters())
+    kept = dict(load_model(tmp_path / "run" / f"checkpoint-{best}").named_parameters())
+    assert all(torch.equal(published[name], kept[name]) for name in kept)
+    last = dict(load_model(tmp_path / "run" / "checkpoint-9").named_parameters())
+    assert all(torch.equal(p, last[name]) for name, p in model.named_parameters())
+
+
+def test_models_that_are_none(tokenizer: Any) -> None:
+    """A body without a head, and an adapter."""
+    peft = pytest.importorskip("peft")
+    body = BertModel(BertConfig(vocab_size=258, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(UsageError, match="a BertModel is no language model"):
+        Trainer(body, tokenizer, TEXTS)
+    whole = GPT2LMHeadModel(GPT2Config(vocab_size=258, n_positions=32, n_embd=32, n_layer=1, n_head=2))
+    adapter = peft.get_peft_model(whole, peft.LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM"))
+    with pytest.raises(UsageError, match="not adapters"):
+        Trainer(adapter, tokenizer, TEXTS)
 
 
 def test_blocks_hold_every_id_once(tokenizer: Any) -> None:
