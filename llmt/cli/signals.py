@@ -39,6 +39,16 @@ class Interruption:
 INTERRUPTION = Interruption()
 
 
+def heed_swallowed() -> None:
+    """Raise what a signal raised before, if a library that was just imported swallowed it.
+
+    Raises:
+        Stopped: A signal came.
+    """
+    if INTERRUPTION.signum is not None:
+        raise Stopped(INTERRUPTION.signum)
+
+
 def raise_on_signals() -> None:
     """From now on SIGINT, SIGTERM and SIGHUP raise `Stopped` where the process is; an ignored SIGHUP stays ignored."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -14,7 +14,7 @@ import typer
 from llmt.cli.options import load_asked, with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import TrainingView, progress_bar
-from llmt.cli.signals import Stopped
+from llmt.cli.signals import Stopped, heed_swallowed
 from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, find_source, load_run
 from llmt.config.names import NEWEST
@@ -278,13 +278,16 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
     from llmt.training.finish import finish
 
     started = time.monotonic()
+    heed_swallowed()
     prepared = _prepare(out, asked, directory, base, how, runtime)
+    heed_swallowed()
     for sentence in prepared.damaged:
         out.say(f"warning: {sentence}", "yellow")
     if how.verify:
         _verify(out, prepared, base)
         return
     loop, keeper = build_trainer(prepared, base=base, overwrite=how.overwrite, runtime=runtime)
+    heed_swallowed()
     if not out.as_json:
         _show_plan(out, replace(prepared, plan=keeper.plan))
     if how.resume:
