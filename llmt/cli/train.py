@@ -196,7 +196,7 @@ def _read(
     from llmt.training.directory import run_directory
     from llmt.training.resume import check_same_config
 
-    in_run = source.path is not None and source.path.name == "config.yaml"
+    in_run = source.path is not None and argument is not None and Path(argument).is_dir()
     directory = source.path.parent if in_run and source.path is not None else run_directory(asked)
     if not wanted.required and not CheckpointStore(directory).steps():
         return asked, False
@@ -387,6 +387,8 @@ def _show_result(out: Output, finished: "Finished", prepared: "Prepared", second
     """Validation, a sample, and what to type next."""
     from llmt.training.finish import sample_text
 
+    if finished.warning:
+        out.say(f"warning: {finished.warning}", "yellow")
     values = finished.evaluation.values() if finished.evaluation is not None else {}
     if out.as_json:
         sample = "".join(sample_text(finished, prepared))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmt.data.loader import evaluation_batches
 from llmt.data.ready import ReadyData
+from llmt.errors import ModelFileError
 from llmt.evaluation.perplexity import EvalReport, evaluate
 from llmt.models.base import BaseLanguageModel
 from llmt.models.load import load_model
@@ -32,12 +33,14 @@ class Finished:
         step: The step whose weights it holds.
         model: The model, loaded from there.
         evaluation: Its validation; None where nothing is held out.
+        warning: Why it is not the best one; empty where it is.
     """
 
     directory: Path
     step: int
     model: BaseLanguageModel
     evaluation: EvalReport | None
+    warning: str = ""
 
 
 def finish(trainer: TrainingLoop, keeper: RunKeeper, prepared: "Prepared", base: Path | None) -> Finished:
@@ -49,8 +52,7 @@ def finish(trainer: TrainingLoop, keeper: RunKeeper, prepared: "Prepared", base:
     Raises:
         StorageError: The disk refused.
     """
-    state = trainer.state
-    step = state.best_step if state.best_step is not None else state.step
+    step, warning = _published_step(trainer, keeper)
     source = keeper.store.path(step)
     model = load_finished(source, base, prepared.plan.device)
     evaluation = None
@@ -60,7 +62,18 @@ def finish(trainer: TrainingLoop, keeper: RunKeeper, prepared: "Prepared", base:
         text_bytes = held_out.text_bytes if prepared.corpus.tokenizer.is_lossless else 0
         evaluation = evaluate(model, batches, text_bytes=text_bytes)
     keeper.publish(step, _summary(trainer, prepared, model, evaluation))
-    return Finished(prepared.directory, step, model, evaluation)
+    return Finished(prepared.directory, step, model, evaluation, warning)
+
+
+def _published_step(trainer: TrainingLoop, keeper: RunKeeper) -> tuple[int, str]:
+    """The best step, or the last where the best is gone or damaged; and what is to be said of that."""
+    state = trainer.state
+    if state.best_step is None:
+        return state.step, ""
+    try:
+        return keeper.store.verified(state.best_step).step, ""
+    except ModelFileError as error:
+        return state.step, f"the best checkpoint cannot be published: {error.message}; step {state.step} is instead"
 
 
 def load_finished(directory: Path, base: Path | None, device: str) -> BaseLanguageModel:

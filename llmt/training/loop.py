@@ -184,10 +184,11 @@ class TrainingLoop:
         try:
             if self.state.owes_validation and self.validation is not None and self.limits.validates:
                 self._validate()
+                self._heed_stop()
             while not self._finished():
-                begun = time.monotonic()
+                begun, before = time.monotonic(), self.epoch
                 window = [next(batches) for _ in range(self.limits.accumulation)]
-                report = self._step(stepper, window)
+                report = self._step(stepper, window) | {"before": before}
                 now = time.monotonic()
                 seconds = self.runtime.from_main(earlier + now - started)
                 self.state = self.state.advance(seconds=seconds)
@@ -214,7 +215,7 @@ class TrainingLoop:
         A window in which no token is trained moves no weight: without gradients there is neither momentum nor
         decay. Its loss is 0, of 0 tokens.
         """
-        state, before = self.state, self.epoch
+        state = self.state
         tokens = round(self.runtime.total(sum(batch.tokens for batch in window))[0])
         if self.guard is not None:
             self.guard.before(window, tokens)
@@ -235,7 +236,7 @@ class TrainingLoop:
         if self.guard is not None and tokens and self.guard.after(rate, loss):
             self.guard = None
         return {"loss": loss, "learning_rate": rate, "grad_norm": found.norm, "trained": tokens,
-                "warnings": warnings, "before": before}  # fmt: skip
+                "warnings": warnings}  # fmt: skip
 
     def _judge_gradients(self, found: Gradients, loss: float, tokens: int) -> tuple[RunState, tuple[str, ...]]:
         """The state with the loss taken in, and what is unusual about it, before anything moves."""
@@ -384,7 +385,7 @@ class TrainingLoop:
         signum = self.runtime.highest(self._stop_signal)
         if not signum:
             return
-        self._settle(required=True)
+        self._settle(required=False)
         if self._saved_step != self.state.step:
             self._save(required=True)
         raise Interrupted(f"stopped at step {self.state.step}, saved", "", signum)

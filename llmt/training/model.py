@@ -10,6 +10,7 @@ from llmt.config.run import TrainConfig
 from llmt.errors import MismatchError
 from llmt.models.base import BaseLanguageModel
 from llmt.models.fresh import new_model
+from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.load import load_model
 from llmt.models.lora import LoraModel, add_lora
 from llmt.models.transformer import TransformerLM
@@ -70,7 +71,13 @@ def _rounded(model: BaseLanguageModel, dtype: torch.dtype) -> tuple[BaseLanguage
     exact: dict[str, Tensor] = {}
     if dtype != torch.float32:
         exact = {name: p.detach().clone() for name, p in model.named_parameters()}
-    return model.to(dtype), exact
+    kept = {name: b.clone() for name, b in model.named_buffers() if b.is_floating_point()}
+    model.to(dtype)
+    if isinstance(model, HuggingFaceModelWrapper):  # its rotary frequencies are fp32 in every precision
+        for name, buffer in kept.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, buffer)
+    return model, exact
 
 
 def compile_blocks(model: BaseLanguageModel, plan: RunPlan) -> None:

@@ -1,4 +1,4 @@
-"""A signal asks the run to stop; a second one stops it at once."""
+"""A signal asks the run to stop; Ctrl-C after it stops it at once."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -12,15 +12,17 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SI
 def stop_on_signal(request: Callable[[int], None]) -> Iterator[None]:
     """While the body runs, the first SIGINT, SIGTERM or SIGHUP calls `request` with its number.
 
-    The second raises KeyboardInterrupt. The earlier handlers are put back afterwards.
+    A SIGINT after it raises KeyboardInterrupt; whatever else comes is heard already. The earlier handlers are
+    put back afterwards.
     """
     asked: list[int] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if asked:
+        if asked and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.append(signum)
-        request(signum)
+        if not asked:
+            asked.append(signum)
+            request(signum)
 
     # What was told to be ignored stays ignored: a run under nohup outlives its terminal.
     heard = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
