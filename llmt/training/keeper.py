@@ -1,6 +1,7 @@
 """A run and its directory: checkpoints, the finished model, and what describes them."""
 
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -108,8 +109,8 @@ class RunKeeper:
         path = self.directory / layout.METRICS
         if not path.is_file():
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
         if kept != lines:
             write_text_atomic(path, "".join(kept))
 
@@ -259,6 +260,14 @@ def read_state(checkpoint: Checkpoint) -> RunState:
         ModelFileError: It is of another format version.
     """
     return parse_state(read_json(checkpoint.path, layout.STATE), str(checkpoint.path / layout.STATE))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinite where a power failure left something else."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _json(value: dict[str, Any]) -> str:

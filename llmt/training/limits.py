@@ -42,6 +42,7 @@ class Limits:
         patience: Stop after this many validations in a row without a gain; None never.
         threshold: How much lower a loss has to be to count as a gain.
         stop_on_divergence: Stop where the loss explodes.
+        by_tokens: The learning rate follows `max_tokens`, since the steps that they take are not known.
         async_save: Train on while a checkpoint is written.
     """
 
@@ -57,6 +58,7 @@ class Limits:
     patience: int | None = None
     threshold: float = 0.0
     stop_on_divergence: bool = False
+    by_tokens: bool = False
     async_save: bool = False
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from llmt.data.batch import Batch
+from llmt.data.loader import BatchLoader
 from llmt.errors import DivergedError, Interrupted, StorageError
 from llmt.evaluation.perplexity import EvalReport, evaluate
 from llmt.models.base import BaseLanguageModel
@@ -134,7 +135,8 @@ class TrainingLoop:
         self._saved_step = 0
         self._begun: int | None = None
         self._failed_saves = 0
-        self._earlier_best: tuple[int | None, float | None] = (None, None)
+        self._bests: list[tuple[int, float]] = []
+        self._late: tuple[str, ...] = ()
 
     def request_stop(self, signum: int) -> None:
         """Finish the step under way, save, and raise `Interrupted` from `run`."""
@@ -149,6 +151,8 @@ class TrainingLoop:
         """Go on from `state`; weights and optimizer hold what belongs to it already."""
         self.state = state
         self._saved_step = state.step
+        if state.best_step is not None and state.best_loss is not None:
+            self._bests = [(state.best_step, state.best_loss)]
         self.loader.go_to(state.stream)
 
     @property
@@ -183,17 +187,21 @@ class TrainingLoop:
         self.model.train()
         try:
             if self.state.owes_validation and self.validation is not None and self.limits.validates:
-                self._validate()
+                evaluation, _ = self._validate()
                 self._heed_stop()
+                if evaluation is not None:
+                    self._late = (f"the validation of step {self.state.step} was made up for: {evaluation.loss:.4f}",)
             while not self._finished():
                 begun, before = time.monotonic(), self.epoch
                 window = [next(batches) for _ in range(self.limits.accumulation)]
-                report = self._step(stepper, window) | {"before": before}
-                now = time.monotonic()
-                seconds = self.runtime.from_main(earlier + now - started)
-                self.state = self.state.advance(seconds=seconds)
-                report["tokens_per_second"] = report.pop("trained") / max(now - begun, 1e-9)
-                yield self._complete(report, now - started)
+                with memory_errors(self.state.step + 1, self.limits):
+                    report = self._step(stepper, window) | {"before": before}
+                    now = time.monotonic()
+                    seconds = self.runtime.from_main(earlier + now - started)
+                    self.state = self.state.advance(seconds=seconds)
+                    report["tokens_per_second"] = report.pop("trained") / max(now - begun, 1e-9)
+                    completed = self._complete(report, now - started)
+                yield completed
                 self._heed_stop()
             self._settle(required=True)
         finally:
@@ -219,8 +227,7 @@ class TrainingLoop:
         tokens = round(self.runtime.total(sum(batch.tokens for batch in window))[0])
         if self.guard is not None:
             self.guard.before(window, tokens)
-        with memory_errors(state.step + 1, self.limits):
-            found = stepper.gradients(window, state.step, tokens, state.loss_scale)
+        found = stepper.gradients(window, state.step, tokens, state.loss_scale)
         loss = found.nats / max(tokens, 1)
         try:
             state, warnings = self._judge_gradients(found, loss, tokens)
@@ -261,11 +268,16 @@ class TrainingLoop:
         return self.optimizer.groups[-1].peak * factor
 
     def _progress(self) -> float:
-        """Steps finished, or as many as the clock says where the run is limited by time and that is more."""
-        seconds = self.limits.max_seconds
-        if seconds is None:
-            return self.state.step
-        return max(self.state.step, self.schedule.total_steps * min(self.state.seconds / seconds, 1.0))
+        """Steps finished, or as many as the clock says where the run is limited by time and that is more.
+
+        Of a stream that ends by tokens nobody knows how many steps they take: their share is that of the schedule.
+        """
+        state, limits, total = self.state, self.limits, self.schedule.total_steps
+        if limits.by_tokens and limits.max_tokens is not None:
+            return total * min(state.tokens / limits.max_tokens, 1.0)
+        if limits.max_seconds is None:
+            return state.step
+        return max(state.step, total * min(state.seconds / limits.max_seconds, 1.0))
 
     def _dumped(self, error: DivergedError, window: list[Batch], found: Gradients) -> DivergedError:
         """The error, with where its batches were kept and which samples they are."""
@@ -273,9 +285,15 @@ class TrainingLoop:
         last = first + self.samples_per_step - 1
         facts = {"step": self.state.step + 1, "samples": [first, last],
                  "nats": str(found.nats), "grad_norm": str(found.norm), "problem": error.message}  # fmt: skip
-        kept = self.runtime.on_main(lambda: self.keeper.dump(self.state.step + 1, window, facts))
-        where = f"; samples {first} to {last}" + (f" are kept in {kept}" if kept else "")
-        return DivergedError(error.message + where, error.hint)
+        if isinstance(self.loader, BatchLoader):  # of several processes, what all of them trained on
+            size = self.limits.micro_batch
+            window = [self.loader.batch_at(number) for number in range(first, last + 1, size)]
+        where = f"; samples {first} to {last}"
+        try:
+            kept = self.runtime.on_main(lambda: self.keeper.dump(self.state.step + 1, window, facts))
+        except StorageError as refused:
+            return DivergedError(f"{error.message}{where} could not be kept: {refused.message}", error.hint)
+        return DivergedError(error.message + where + (f" are kept in {kept}" if kept else ""), error.hint)
 
     def _complete(self, report: dict[str, Any], seconds: float) -> StepReport:
         """Validate, sample and save where that is due, and say what the step did."""
@@ -289,6 +307,8 @@ class TrainingLoop:
         if self.sampler is not None and limits.sample.due(step, before, now):
             sample = self._sample(self.sampler)
         checkpoint = None
+        report["warnings"] += self._late
+        self._late = ()
         if best or last or limits.save.due(step, before, now):
             checkpoint, refused = self._save(required=last)
             report["warnings"] += refused
@@ -310,7 +330,7 @@ class TrainingLoop:
         best = state.best_loss is None or loss < state.best_loss
         self.state = state.advance(stale=0 if gained else state.stale + 1)
         if best:
-            self._earlier_best = (state.best_step, state.best_loss)
+            self._bests.append((state.step, loss))
             self.state = self.state.advance(best_step=state.step, best_loss=loss)
         return best
 
@@ -330,14 +350,15 @@ class TrainingLoop:
         return EvalReport(nats, round(tokens), own.text_bytes)
 
     def _sample(self, sampler: Callable[[], Iterator[str]]) -> str | None:
-        if not self.runtime.is_main:
-            return None
-        with self._averaged(), torch.compiler.set_stance("force_eager"):
-            self.model.eval()
-            try:
-                return "".join(self._until_stopped(sampler()))
-            finally:
-                self.model.train()
+        def write() -> str:
+            with self._averaged(), torch.compiler.set_stance("force_eager"):
+                self.model.eval()
+                try:
+                    return "".join(self._until_stopped(sampler()))
+                finally:
+                    self.model.train()
+
+        return self.runtime.on_main(write)
 
     def _until_stopped(self, items: Iterator[T]) -> Iterator[T]:
         for item in items:
@@ -375,8 +396,9 @@ class TrainingLoop:
             self._failed_saves += 1
             if required or self._failed_saves >= MOST_FAILED_SAVES:
                 raise
-            if self.state.best_step == step:
-                self.state = self.state.advance(best_step=self._earlier_best[0], best_loss=self._earlier_best[1])
+            self._bests = [best for best in self._bests if best[0] != step]
+            best_step, best_loss = self._bests[-1] if self._bests else (None, None)
+            self.state = self.state.advance(best_step=best_step, best_loss=best_loss)
             return None, (f"step {step}: {error.message}; another checkpoint is tried when the next one is due",)
         self._failed_saves, self._saved_step = 0, step
         return path, ()

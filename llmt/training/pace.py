@@ -1,6 +1,7 @@
 """configuration and plan -> learning rate, stops, and how often what is done."""
 
 import math
+import sys
 
 from llmt.config.run import TrainConfig
 from llmt.system.plan import RunPlan
@@ -29,6 +30,7 @@ def limits_of(config: TrainConfig, plan: RunPlan, samples: int | None, world_siz
     """
     training, logging, total = config.training, config.logging, plan.total_steps
     stops = [total] if training.max_tokens is None else []
+    by_tokens = samples is None and training.max_steps is None and training.max_tokens is not None
     if training.max_steps is not None:
         stops.append(training.max_steps)
     if training.num_train_epochs is not None and samples is not None:
@@ -42,7 +44,7 @@ def limits_of(config: TrainConfig, plan: RunPlan, samples: int | None, world_siz
 
     return Limits(
         # A run by tokens ends when they are reached, though short blocks may need a step more.
-        max_steps=min(stops, default=2 * total + 1),
+        max_steps=min(stops, default=sys.maxsize if by_tokens else 2 * total + 1),
         max_tokens=training.max_tokens,
         max_seconds=training.max_time,
         micro_batch=plan.micro_batch,
@@ -54,5 +56,6 @@ def limits_of(config: TrainConfig, plan: RunPlan, samples: int | None, world_siz
         patience=training.early_stopping_patience,
         threshold=training.early_stopping_threshold,
         stop_on_divergence=training.stop_on_divergence,
+        by_tokens=by_tokens,
         async_save=training.async_save,
     )

@@ -43,6 +43,20 @@ def test_the_same_command_again(inside: Any, text_file: Path, tiny: tuple[str, .
     assert "resuming at step 8 of 10" in longer.err
 
 
+def test_the_same_command_with_a_file_of_ones_own(inside: Any, text_file: Path) -> None:
+    """Also where it is called config.yaml, as the file of a run is."""
+    where = text_file.parent
+    (where / "config.yaml").write_text(
+        "name: mine\ntemplate: quickstart\ndata: {sources: [text.txt], block_size: 32}\ntokenizer: {algo: byte}\n"
+        "model: {hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2}\n"
+        "training: {max_steps: 6, save_steps: 3, compile: never, precision: fp32}\nlogging: {sample_tokens: 0}\n"
+    )
+    for expected in ("", "resuming at step 6 of 6"):
+        result = inside("train", "config.yaml", "--resume", "auto", cwd=where)
+        assert result.code == 0, result.err
+        assert expected in result.err
+
+
 @pytest.mark.parametrize("form", [
     ("runs/quickstart", "--resume"), ("--resume", "runs/quickstart"), ("--resume", "runs/quickstart/checkpoint-4"),
     ("runs/quickstart", "--resume", "runs/quickstart/checkpoint-8"), ("runs/quickstart", "--resume", "--quiet"),

@@ -103,6 +103,20 @@ def test_two_signals_stop_at_once(environment: dict[str, str], text_file: Path, 
     assert not any(name.startswith("checkpoint-") and not name[11:].isdigit() for name in left)
 
 
+def test_a_scheduler_that_repeats_itself_is_heard_once(
+    environment: dict[str, str], text_file: Path, tiny: tuple[str, ...]
+) -> None:
+    """A second SIGTERM, or another signal after it, does not throw the step away."""
+    with running(arguments_of(tiny, "100000"), text_file.parent, environment) as process:
+        wait_for(process, 20)
+        for name in ("SIGTERM", "SIGTERM", "SIGHUP"):
+            process.send_signal(getattr(signal, name))
+            time.sleep(0.01)  # what is pending together is told in the order of its number
+        code, lines = end(process)
+    assert code == 143
+    assert "saved" in lines[0]
+
+
 def test_a_kill_loses_only_what_was_not_saved(
     inside: Any, environment: dict[str, str], text_file: Path, tiny: tuple[str, ...], whole: str
 ) -> None:

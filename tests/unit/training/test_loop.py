@@ -487,3 +487,76 @@ def test_eight_bits_are_refused_before_the_text_is_read(lab: Any) -> None:
     with pytest.raises(DeviceError, match="adamw_8bit"):
         lab.build(lab.config(training__optimizer="adamw_8bit"))
     assert not (lab.root / "cache").exists()
+
+
+def test_two_stops_in_one_validation(lab: Any) -> None:
+    """Made up for by a resume that is stopped as well, it is still that of its step, and is said when it is done."""
+    config = lab.config(training__max_steps=8, training__eval_steps=3, training__eval_batches=3)
+    whole = lab.run(config, "whole", publish=True)
+    for attempt in range(2):
+        run = lab.build(config, "parts", resume=attempt > 0)
+        batches = run.trainer.validation.batches
+
+        def interrupted(run: Any = run, batches: Any = batches) -> Any:
+            for number, batch in enumerate(batches()):
+                if run.trainer.state.step == 3 and number == 1:
+                    run.trainer.request_stop(15)
+                yield batch
+
+        run.trainer.validation = replace(run.trainer.validation, batches=interrupted)
+        with pytest.raises(Interrupted, match="step 3"):
+            list(run.trainer.run())
+        assert run.trainer.state.owes_validation
+    resumed = lab.run(config, "parts", resume=True, publish=True)
+    assert resumed.trainer.state.best_loss == whole.trainer.state.best_loss
+    assert resumed.weights == whole.weights
+    assert "validation of step 3 was made up for" in resumed.reports[0].warnings[0]
+
+
+def _stream(lab: Any, **settings: Any) -> Any:
+    """Prompts of many ids and completions of few, read as they are trained on."""
+    rows = [{"prompt": "a long question " * 20 + str(n), "completion": f"answer {n}"} for n in range(40)]
+    (lab.root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return lab.config(
+        data={"sources": [str(lab.root / "rows.jsonl")], "block_size": 64, "streaming": True, "validation_split": 0,
+              "cache_dir": str(lab.root / "cache")},
+        **settings,
+    )  # fmt: skip
+
+
+def test_a_stream_ends_by_tokens_that_are_learnt(lab: Any) -> None:
+    """However few of its ids are learnt, and the rate comes down to its floor there; resumed or not."""
+    config = _stream(lab, training__max_tokens=400, training__lr_scheduler_type="linear", training__warmup_steps=1)
+    run = lab.run(config, "whole")
+    tokens = [report.tokens for report in run.reports]
+    assert tokens[-1] >= 400 > tokens[-2]
+    rates = [report.learning_rate for report in run.reports]
+    assert rates[-1] < 0.2 * max(rates)
+    lab.run(config, "parts", stop_after=5)
+    assert lab.run(config, "parts", resume=True).weights == run.weights
+
+
+def test_passes_over_a_stream_are_noticed(lab: Any) -> None:
+    """Checkpoints after each pass over a stream come when the pass is over."""
+    rows = _stream(lab, training__max_steps=130, training__save_strategy="epoch", training__save_total_limit=99)
+    run = lab.run(rows)
+    passes = [int(report.epoch) for report in run.reports]
+    due = [r.step for r, before in zip(run.reports, [0, *passes], strict=False) if int(r.epoch) > before]
+    assert len(due) >= 2
+    assert set(due) <= set(run.keeper.store.steps())
+
+
+def test_rotary_frequencies_are_not_rounded(lab: Any) -> None:
+    """A model of transformers computes in bf16 with the frequencies that it is published with."""
+    config = lab.config(
+        training__max_steps=2, training__precision="bf16",
+        model={"huggingface": {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48,
+               "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}},
+    )  # fmt: skip
+    run = lab.build(config)
+    buffers = dict(run.trainer.model.named_buffers())
+    frequencies = next(tensor for name, tensor in buffers.items() if name.endswith("inv_freq"))
+    assert frequencies.dtype == torch.float32
+    expected = 10000.0 ** -(torch.arange(0, 16, 2).double() / 16)
+    torch.testing.assert_close(frequencies.double(), expected, rtol=1e-6, atol=0)
+    assert all(math.isfinite(report.loss) for report in run.trainer.run())

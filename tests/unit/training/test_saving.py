@@ -1,6 +1,7 @@
 """Checkpoints beside training, on a disk that refuses, and after somebody asked for an earlier one."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from llmt.checkpoints.weights import load_weights
 from llmt.errors import MismatchError, ModelFileError, StorageError, UsageError
 from llmt.training.build import build_trainer, prepare
 from llmt.training.directory import parse_resume
+from llmt.training.finish import finish
 from llmt.training.replay import replay
 
 
@@ -279,3 +281,58 @@ def test_the_text_may_change_where_that_is_allowed(lab: Any) -> None:
     assert state["fingerprint"]["data_changes"] == [3]
     assert _prepared(lab, lab.config(training__max_steps=8, training__save_steps=1)).notes == ()
     assert load_weights(keeper.store.path(6))
+
+
+@needs_limits
+def test_bests_that_were_never_written_are_forgotten(lab: Any) -> None:
+    """Two bests in a row are refused while training goes on: the best is one that is there, and is published."""
+    config = lab.config(
+        training__max_steps=8, training__eval_steps=2, training__save_steps=50, training__async_save=True,
+        training__save_total_limit=5,
+    )  # fmt: skip
+    run = lab.build(config)
+    for report in run.trainer.run():
+        if report.step == 3:
+            _wait(run)
+            limit = small_files()
+            limit.__enter__()
+        if report.step == 7:
+            _wait(run)
+            limit.__exit__(None, None, None)
+    assert run.trainer.state.best_step in run.keeper.store.steps()
+    assert 4 not in run.keeper.store.steps()
+    assert finish(run.trainer, run.keeper, run.prepared, None).warning == ""
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+def test_a_best_that_is_lost_does_not_stop_the_end(lab: Any, harm: str) -> None:
+    """The last checkpoint is published instead, and that is said; so it is again by every later resume."""
+    config = lab.config(
+        training__max_steps=6, training__eval_steps=3, training__save_steps=2, training__save_total_limit=9
+    )
+    run = lab.run(config, stop_after=5)
+    best = run.keeper.store.path(run.trainer.state.best_step)
+    assert best.name == "checkpoint-3"
+    if harm == "gone":
+        shutil.rmtree(best)
+    else:
+        data = bytearray((best / "model.safetensors").read_bytes())
+        data[-1] ^= 1
+        (best / "model.safetensors").write_bytes(data)
+    unmeasured = lab.config(training__eval_strategy="no", **kept)
+    for _ in range(2):
+        resumed = lab.build(unmeasured, resume=True)
+        list(resumed.trainer.run())
+        finished = finish(resumed.trainer, resumed.keeper, resumed.prepared, None)
+        assert finished.step == 6
+        assert "checkpoint-3" in finished.warning
+
+
+def test_a_damaged_line_of_metrics_is_dropped(lab: Any) -> None:
+    """What a power failure leaves in the log of a run is no reason not to go on."""
+    config = lab.config(training__max_steps=4, training__save_steps=2)
+    lab.run(config, stop_after=2)
+    path = lab.root / "run" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b'\0\0\0\n{"loss": 1}\n[]\n{"step"\n\xff\n')
+    lab.run(config, resume=True)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
