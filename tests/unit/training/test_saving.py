@@ -307,10 +307,8 @@ def test_bests_that_were_never_written_are_forgotten(lab: Any) -> None:
 @pytest.mark.parametrize("harm", ["gone", "damaged"])
 def test_a_best_that_is_lost_does_not_stop_the_end(lab: Any, harm: str) -> None:
     """The last checkpoint is published instead, and that is said; so it is again by every later resume."""
-    config = lab.config(
-        training__max_steps=6, training__eval_steps=3, training__save_steps=2, training__save_total_limit=9
-    )
-    run = lab.run(config, stop_after=5)
+    kept = {"training__max_steps": 6, "training__save_steps": 2, "training__save_total_limit": 9}
+    run = lab.run(lab.config(training__eval_steps=3, **kept), stop_after=5)
     best = run.keeper.store.path(run.trainer.state.best_step)
     assert best.name == "checkpoint-3"
     if harm == "gone":
