@@ -69,13 +69,14 @@ class CheckpointStore:
             fill(staged)
         return target
 
-    def latest(self, on_damaged: Callable[[str], None] | None = None) -> Checkpoint | None:
+    def latest(self, on_damaged: Callable[[str], None] | None = None, *, rename: bool = True) -> Checkpoint | None:
         """The highest step whose manifest verifies, size and SHA-256 of every file; None where there is none.
 
         A damaged checkpoint on the way is renamed to `.bad-...`, never deleted.
 
         Args:
             on_damaged: Called with one line for each damaged checkpoint: which, why, and its new name.
+            rename: Set damaged ones aside; without the lock of the run nothing may be renamed.
 
         Raises:
             ModelFileError: A checkpoint of a newer llmt, or one that may not be read, stands in the way.
@@ -85,11 +86,12 @@ class CheckpointStore:
             found, problems = self._verify(step)
             if found is not None:
                 return found
-            with storage_errors("setting a damaged checkpoint aside", self.path(step)):
-                new = set_aside(self.path(step), layout.DAMAGED_PREFIX)
+            kept = ""
+            if rename:
+                with storage_errors("setting a damaged checkpoint aside", self.path(step)):
+                    kept = f"; kept as {set_aside(self.path(step), layout.DAMAGED_PREFIX).name}"
             if on_damaged is not None:
-                reason = "; ".join(problems)
-                on_damaged(f"{layout.checkpoint_name(step)} is damaged ({reason}); kept as {new.name}")
+                on_damaged(f"{layout.checkpoint_name(step)} is damaged ({'; '.join(problems)}){kept}")
         return None
 
     def verified(self, step: int) -> Checkpoint:

@@ -129,7 +129,10 @@ def _run(
     if not how.resume:
         refuse_unread(asked, base, given, sets)
     if how.plan:
-        _show_plan(out, _prepare(out, with_base(asked, base), directory, base, how, None))
+        prepared = _prepare(out, with_base(asked, base), directory, base, how, None)
+        for sentence in prepared.damaged:
+            out.say(f"warning: {sentence}", "yellow")
+        _show_plan(out, prepared)
         return
     check_device(asked)
     with _open(asked) as runtime:
@@ -137,7 +140,7 @@ def _run(
         if base is None and asked.lora.enabled:
             base = _first_base(out, asked, runtime)
         if how.overwrite:
-            runtime.on_main(lambda: spare(directory, base))
+            runtime.on_main(lambda: spare(directory, base, asked))
         asked = with_base(asked, base)
         with held(directory) if runtime.is_main else nullcontext() as killed:
             if killed is not None:
@@ -230,16 +233,14 @@ def _first_base(out: Output, asked: TrainConfig, runtime: "Runtime") -> Path:
 def _prepare(
     out: Output, asked: TrainConfig, directory: Path, base: Path | None, how: How, runtime: "Runtime | None"
 ) -> "Prepared":
-    from llmt.training.build import prepare
+    from llmt.training.build import Going, prepare
 
     with progress_bar(out, "preparing") as bar:
         return prepare(
             asked,
             directory,
             base=base,
-            resume=how.resume,
-            step=how.step,
-            data_change=how.data_change,
+            resume=how.resume and Going(how.step, how.data_change, rename=not how.plan),
             runtime=runtime,
             progress=lambda what, done, total: bar.update(done, total, what),
         )
@@ -284,7 +285,7 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
     for sentence in prepared.damaged:
         out.say(f"warning: {sentence}", "yellow")
     if how.verify:
-        _verify(out, prepared, base)
+        _verify(out, prepared, base, runtime)
         return
     loop, keeper = build_trainer(prepared, base=base, overwrite=how.overwrite, runtime=runtime)
     heed_swallowed()
@@ -303,7 +304,7 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
         signum = stopped.signum if isinstance(stopped, Stopped) else signal.SIGINT
         raise _stopped_at_once(directory, keeper, signum) from None
     if finished is not None and (how.result or not out.as_json):
-        _show_result(out, finished, prepared, time.monotonic() - started)
+        _show_result(out, finished, prepared, loop, time.monotonic() - started)
 
 
 def _say_resume(out: Output, loop: "TrainingLoop", *, strict: bool) -> None:
@@ -316,15 +317,17 @@ def _say_resume(out: Output, loop: "TrainingLoop", *, strict: bool) -> None:
     out.say(f"resuming at step {loop.state.step} of {loop.schedule.total_steps}")
 
 
-def _verify(out: Output, prepared: "Prepared", base: Path | None) -> None:
+def _verify(out: Output, prepared: "Prepared", base: Path | None, runtime: "Runtime") -> None:
     """Train the last interval again and say whether it came out the same."""
+    if prepared.notes:
+        out.say(f"note: what may make it differ: {', '.join(prepared.notes)}")
     from llmt.training.build import build_trainer
     from llmt.training.replay import replay
 
     with progress_bar(out, "replaying") as bar:
         found = replay(
             prepared,
-            lambda apart: build_trainer(apart, base=base)[0],
+            lambda apart: build_trainer(apart, base=base, runtime=runtime)[0],
             lambda step, last: bar.update(step, last, f"step {step} of {last}"),
         )
     if out.as_json:
@@ -367,9 +370,13 @@ def _stopped_at_once(directory: Path, keeper: "RunKeeper", signum: int) -> Inter
     return Interrupted(f"stopped at once; {kept} is the last checkpoint", f"llmt train {directory} --resume", signum)
 
 
-def _twice(prepared: "Prepared") -> str:
+def _twice(prepared: "Prepared", loop: "TrainingLoop") -> str:
     """The flag that makes a run twice as long: that of the stop which ended it."""
     training, total = prepared.config.training, prepared.plan.total_steps
+    if loop.stopped_early:
+        return f"--early-stopping-patience {2 * (training.early_stopping_patience or 1)}"
+    if training.max_time is not None and loop.state.seconds >= training.max_time:
+        return f"--max-time {round(2 * training.max_time)}s"
     if training.max_steps == total:
         return f"--max-steps {2 * total}"
     if training.max_tokens is not None:
@@ -383,7 +390,7 @@ def _evaluation_line(step: int, values: dict[str, float | int | None], *, best: 
     return f"step {step}  validation loss {values['loss']:.4f}{measured}{'  (best so far)' if best else ''}"
 
 
-def _show_result(out: Output, finished: "Finished", prepared: "Prepared", seconds: float) -> None:
+def _show_result(out: Output, finished: "Finished", prepared: "Prepared", loop: "TrainingLoop", seconds: float) -> None:
     """Validation, a sample, and what to type next."""
     from llmt.training.finish import sample_text
 
@@ -412,4 +419,4 @@ def _show_result(out: Output, finished: "Finished", prepared: "Prepared", second
     out.heading("next")
     out.say(f"  llmt generate {finished.directory}")
     out.say(f"  llmt eval {finished.directory}")
-    out.say(f"  llmt train {finished.directory} --resume {_twice(prepared)}")
+    out.say(f"  llmt train {finished.directory} --resume {_twice(prepared, loop)}")

@@ -28,6 +28,9 @@ ENVIRONMENT_PREFIX = "LLMT_"
 SHARED = ("device", "seed")
 """Settings of a run whose variables every command reads."""
 
+CADENCES = (("training", "eval"), ("training", "save"), ("logging", "sample"))
+"""Section and beginning of `..._strategy` and `..._steps`."""
+
 STOPS = ("max_steps", "num_train_epochs", "max_tokens")
 """Settings that end a run by its work; `max_time` bounds it besides."""
 
@@ -133,7 +136,7 @@ def load_run(
     layers.append(file_layer)
     layers.append([g for g in read_environment(environ, problems) if not _is_task(g.key)])
     layers.append([*flags, *parse_sets(sets, problems)])
-    return _own_stop(merge(TrainConfig, layers, problems))
+    return _own_cadence(_own_stop(merge(TrainConfig, layers, problems)))
 
 
 def _own_stop(loaded: Loaded[TrainConfig]) -> Loaded[TrainConfig]:
@@ -148,6 +151,29 @@ def _own_stop(loaded: Loaded[TrainConfig]) -> Loaded[TrainConfig]:
     notes = tuple(f"training.{name} of the template gives way to {places[chosen[0]]}" for name in from_template)
     config = loaded.config.model_copy(update={"training": cleared})
     return Loaded(config, loaded.origins, loaded.notes + notes)
+
+
+def _own_cadence(loaded: Loaded[TrainConfig]) -> Loaded[TrainConfig]:
+    """Numbers of steps are for strategies by steps: below another strategy they give way, beside it they are a problem.
+
+    Raises:
+        ConfigError: Such a number was written with, or after, another strategy.
+    """
+    config, problems = loaded.config, []
+    for section, what in CADENCES:
+        values = config.model_dump(include={section})[section]
+        strategy, steps = values[f"{what}_strategy"], values[f"{what}_steps"]
+        if strategy == "steps" or steps is None:
+            continue
+        place = loaded.origins.get(f"{section}.{what}_steps", "")
+        above = loaded.origins.get(f"{section}.{what}_strategy", "").startswith("--")
+        if place.startswith("--") or not (above or place.startswith("template ")):
+            problems.append(f"{place}: {section}.{what}_steps is not read where {what}_strategy is {strategy}")
+        update = {f"{what}_steps": None}
+        config = config.model_copy(update={section: dict(config)[section].model_copy(update=update)})
+    if problems:
+        raise ConfigError(problems, "leave it out, or set the strategy to steps")
+    return Loaded(config, loaded.origins, loaded.notes)
 
 
 def _template_layers(template: Any, groups: list[str]) -> list[list[Given]]:

@@ -1,8 +1,8 @@
 """How the weights are learnt, and the settings of adapters and logs."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llmt.config.base import Count, Duration, Flag, Number, Section, Text, TextList
 
@@ -150,6 +150,12 @@ class TrainingConfig(Section):
     async_save: Flag = False
     """Copy what a checkpoint needs and write it while training goes on. Takes the memory of one more copy of weights
     and moments."""
+
+    @model_validator(mode="after")
+    def _patience_is_measured(self) -> Self:
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise ValueError("early_stopping_patience counts validations, and eval_strategy is no")
+        return self
 
 
 class LoraConfig(Section):

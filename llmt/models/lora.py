@@ -89,6 +89,11 @@ class LoraModel(BaseLanguageModel):
         """The name in peft's files, for the base as transformers knows it."""
         return PEFT_PREFIX + self.base.saved_name(parameter.removeprefix(PEFT_PREFIX))
 
+    def adapter_name(self, parameter: str) -> str:
+        """The name in peft's files of a trained tensor, by its name in `named_parameters`."""
+        plain = parameter.removeprefix("peft.").replace(f"_vector.{ADAPTER_NAME}.weight", "_vector")
+        return self.saved_name(plain.replace(f".{ADAPTER_NAME}.", "."))
+
     def weights(self) -> dict[str, Tensor]:
         """Every tensor of base plus adapter as one full model; this one stays as it is."""
         return copy.deepcopy(self).merge().weights()

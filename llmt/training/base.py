@@ -62,11 +62,15 @@ def with_base(asked: TrainConfig, base: Path | None) -> TrainConfig:
     return asked if base is None else asked.model_copy(update={"base": str(base)})
 
 
-def spare(directory: Path, base: Path | None) -> None:
-    """A run is not replaced by one that needs it.
+def spare(directory: Path, base: Path | None, asked: TrainConfig) -> None:
+    """A run is not replaced by one that needs it: its model, its tokenizer, or text that lies in it.
 
     Raises:
         BusyOutputError: It would be.
     """
+    needed = [*asked.data.sources, *asked.data.validation_sources, asked.tokenizer.path]
+    for name in filter(None, needed):
+        if directory.resolve() in (Path(name).resolve(), *Path(name).resolve().parents):
+            raise BusyOutputError(f"{directory}: holds {name}, which this run needs", "name another with --output-dir")
     if base is not None and directory.resolve() in (base.resolve(), *base.resolve().parents):
         raise BusyOutputError(f"{directory}: holds the base {base}", "name another directory with --output-dir")

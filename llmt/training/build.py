@@ -26,6 +26,8 @@ from llmt.models.base import BaseLanguageModel
 from llmt.models.fresh import measured_shape
 from llmt.models.llama import context_of, foreign_shape, is_llama, parse_llama_config
 from llmt.models.load import read_config
+from llmt.models.lora import LoraModel
+from llmt.models.transformer import TransformerLM
 from llmt.system.estimate import Workload, checkpoint_bytes
 from llmt.system.machine import inspect_machine, measure_speed, try_compile
 from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, plan_run
@@ -40,10 +42,11 @@ from llmt.training.micro_batch import largest_micro_batch
 from llmt.training.model import compile_blocks, make_model, restore, take_model
 from llmt.training.optim import Optimizer
 from llmt.training.pace import limits_of, schedule_of
-from llmt.training.resume import check_same_run, pin_plan, weights_fingerprint
+from llmt.training.resume import check_same_run, pin_plan, share_step, weights_fingerprint
 from llmt.training.runtime import Runtime
 from llmt.training.sample import write_sample
 from llmt.training.sanity import Guard
+from llmt.training.state import RunState
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,8 @@ def prepare(
     directory: Path,
     *,
     base: Path | None,
-    resume: bool,
+    resume: "Going | bool",
     progress: Progress,
-    step: int | None = None,
-    data_change: bool = False,
     runtime: Runtime | None = None,
 ) -> Prepared:
     """Look at the machine, read the text, decide.
@@ -107,10 +108,8 @@ def prepare(
         config: The run as asked.
         directory: Where it is kept.
         base: Directory of the model to go on from.
-        resume: Go on from a checkpoint.
+        resume: Go on from a checkpoint: True takes the newest whole one.
         progress: Told about the work.
-        step: The checkpoint; None takes the newest whole one.
-        data_change: Go on though the training text changed.
         runtime: The processes that share the run; the first reads the text, and its decisions count.
 
     Raises:
@@ -125,7 +124,8 @@ def prepare(
     if config.training.optimizer == "adamw_8bit":
         require_adamw_8bit(device.kind)
     torch.set_num_threads(choose_threads(config.threads, machine).value)
-    checkpoint, damaged = _find_checkpoint(directory, step, runtime) if resume else (None, ())
+    going = resume if isinstance(resume, Going) else Going()
+    checkpoint, damaged = _find_checkpoint(directory, going, runtime) if resume else (None, ())
     source = checkpoint.path if checkpoint is not None else base
     config, shortened = within_context(config, base)
 
@@ -137,8 +137,23 @@ def prepare(
     if isinstance(corpus.data, ReadyData):
         corpus.data.audit.check_budgets(config.data)
     work = _workload(config, corpus, base)
-    start = Start(base, checkpoint, damaged, data_change, runtime)
+    start = Start(base, checkpoint, damaged, going.data_change, runtime)
     return decide(config, directory, corpus, work, start, shortened)
+
+
+@dataclass(frozen=True)
+class Going:
+    """How a run goes on.
+
+    Attributes:
+        step: The checkpoint; None takes the newest whole one.
+        data_change: Go on though the training text changed.
+        rename: Set damaged checkpoints aside; not where the run is only looked at.
+    """
+
+    step: int | None = None
+    data_change: bool = False
+    rename: bool = True
 
 
 @dataclass(frozen=True)
@@ -185,9 +200,9 @@ def decide(
     """
     runtime, checkpoint, machine = start.runtime, start.checkpoint, inspect_machine()
     device, why = choose_device(config.device, machine)
-    together = work.batch_size * config.training.gradient_accumulation_steps * runtime.world_size
+    state = None if checkpoint is None else read_state(checkpoint)
     steps = total_steps(
-        samples_per_step=together,
+        samples_per_step=_sequences(config, runtime, state),
         samples=corpus.data.samples,
         max_steps=config.training.max_steps,
         epochs=config.training.num_train_epochs,
@@ -197,19 +212,26 @@ def decide(
     speed = measure_speed(device.kind, torch.get_num_threads())
     plan = plan_run(config, machine, device, why, speed, work, steps)
     plan = _with_working_compiler(replace(plan, lines=plan.lines + lines), config)
-    if checkpoint is not None:
-        plan = pin_plan(directory, plan, config)
+    if state is not None:
+        plan = share_step(pin_plan(directory, plan, config), _sequences(config, runtime, state), runtime.world_size)
     plan = RunPlan.of_values(runtime.share(plan.values()))
     fingerprint = _fingerprint(config, corpus, plan, start.base, runtime.world_size)
     notes: tuple[str, ...] = ()
-    if checkpoint is not None:
-        notes = tuple(check_same_run(read_state(checkpoint), fingerprint, data_change=start.data_change))
-    if checkpoint is not None and config.training.max_time is not None:
-        notes += ("the learning rate follows the clock (training.max_time)",)
-    # The newest, the best, the one being written, and the finished model in the root.
-    kept = config.training.save_total_limit + 3
+    if state is not None:
+        notes = tuple(check_same_run(state, fingerprint, data_change=start.data_change))
+        if config.training.max_time is not None:
+            notes += ("the learning rate follows the clock (training.max_time)",)
+    # The one being written and the best; later ones take the place of those before them, or are tried again.
+    kept = min(config.training.save_total_limit, 2) + 1
     require_free_space(directory, kept * checkpoint_bytes(work.parameters, work.trainable))
     return Prepared(config, directory, corpus, plan, work, checkpoint, fingerprint, start.damaged, notes)
+
+
+def _sequences(config: TrainConfig, runtime: Runtime, state: RunState | None) -> int:
+    """Sequences of a step, over all processes: those of the run that goes on, whoever shares them now."""
+    alone = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
+    before = {} if state is None or state.fingerprint is None else state.fingerprint
+    return int(before.get("sequences", alone * int(before.get("processes", runtime.world_size))))
 
 
 def build_trainer(
@@ -249,19 +271,14 @@ def build_trainer(
     optimizer = Optimizer(model, config.training, exact)
     prepared = _tried(prepared, model, optimizer, runtime)
     plan = prepared.plan
-    keeper = RunKeeper(prepared.directory, model, corpus.tokenizer, config, plan, base)
+    source = None if prepared.checkpoint is None else prepared.checkpoint.step
+    keeper = RunKeeper(prepared.directory, model, corpus.tokenizer, config, plan, base, source)
     loader = data.loader(
         plan.micro_batch, config.seed, plan.num_workers, plan.pin_memory, runtime.rank, runtime.world_size
     )
     limits = limits_of(config, plan, data.samples, runtime.world_size)
     loop = TrainingLoop(model, optimizer, loader, schedule_of(config, plan), limits, keeper, config.seed, runtime)
-    loop.fingerprint, loop.notes = prepared.fingerprint, prepared.notes
-    loop.guard = Guard(model, optimizer, fresh=base is None and own is None and prepared.checkpoint is None)
-    loop.validation = _validation(prepared, runtime)
-    if config.training.ema_decay is not None:
-        loop.average = Average(optimizer, config.training.ema_decay)
-    if config.logging.sample_strategy != "end" and config.logging.sample_tokens:
-        loop.sampler = partial(write_sample, model, corpus.tokenizer, config)
+    _equip(loop, prepared, runtime, fresh=base is None and own is None and prepared.checkpoint is None)
     if prepared.checkpoint is not None:
         restore(loop, prepared.checkpoint)
     if plan.precision == "fp16":
@@ -269,6 +286,18 @@ def build_trainer(
     runtime.prepare(model, optimizer)
     runtime.on_main(lambda: _begin(prepared, keeper, loop.state.step, overwrite=overwrite))
     return loop, keeper
+
+
+def _equip(loop: TrainingLoop, prepared: Prepared, runtime: Runtime, *, fresh: bool) -> None:
+    """What a loop does beside its steps."""
+    config, model = prepared.config, loop.model
+    loop.fingerprint, loop.notes = prepared.fingerprint, prepared.notes
+    loop.guard = Guard(model, loop.optimizer, fresh=fresh, own=isinstance(model, TransformerLM | LoraModel))
+    loop.validation = _validation(prepared, runtime)
+    if config.training.ema_decay is not None:
+        loop.average = Average(loop.optimizer, config.training.ema_decay)
+    if config.logging.sample_strategy != "end" and config.logging.sample_tokens:
+        loop.sampler = partial(write_sample, model, prepared.corpus.tokenizer, config)
 
 
 def _begin(prepared: Prepared, keeper: RunKeeper, step: int, *, overwrite: bool) -> None:
@@ -303,7 +332,8 @@ def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, r
     with torch.compiler.set_stance("default"):  # loads what the first step loads
         micro, reason = largest_micro_batch(sequences, attempt, plan.device)
     micro = -runtime.highest(-micro)
-    return replace(prepared, plan=plan.with_micro_batch(micro, sequences // micro, reason))
+    fingerprint = {**prepared.fingerprint, "micro_batch": micro}
+    return replace(prepared, plan=plan.with_micro_batch(micro, sequences // micro, reason), fingerprint=fingerprint)
 
 
 def _with_working_compiler(plan: RunPlan, config: TrainConfig) -> RunPlan:
@@ -333,13 +363,13 @@ def within_context(config: TrainConfig, base: Path | None) -> tuple[TrainConfig,
     return config.model_copy(update={"data": data}), (line,)
 
 
-def _find_checkpoint(directory: Path, step: int | None, runtime: Runtime) -> tuple[Checkpoint, tuple[str, ...]]:
+def _find_checkpoint(directory: Path, going: Going, runtime: Runtime) -> tuple[Checkpoint, tuple[str, ...]]:
     """The checkpoint to go on from, and the damaged ones that were passed over; the first process sets them aside."""
     store, damaged = CheckpointStore(directory), list[str]()
-    if step is not None:
-        return store.verified(step), ()
-    found = runtime.on_main(lambda: store.latest(damaged.append))
-    checkpoint = found if runtime.is_main else store.latest()
+    if going.step is not None:
+        return store.verified(going.step), ()
+    found = runtime.on_main(lambda: store.latest(damaged.append, rename=going.rename))
+    checkpoint = found if runtime.is_main else store.latest(rename=going.rename)
     if checkpoint is None:
         raise ModelFileError(f"{directory}: no whole checkpoint; {'; '.join(damaged)}", "llmt train   starts a new run")
     return checkpoint, tuple(damaged)
@@ -402,4 +432,7 @@ def _fingerprint(
         "compile": plan.compile,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "processes": world_size,
+        "micro_batch": plan.micro_batch,
+        "sequences": plan.micro_batch * plan.accumulation * world_size,
+        "steps of the schedule": None if config.training.lr_scheduler_type == "constant" else plan.total_steps,
     }

@@ -97,8 +97,11 @@ def _holds_work(directory: Path, is_run: bool) -> bool:
 
 
 def clear_directory(directory: Path) -> None:
-    """Remove the run that stands there, checkpoints first; the lock stays."""
-    for path in sorted(directory.iterdir()):
+    """Remove the run that stands there, checkpoints first; the lock stays.
+
+    What makes it a run goes last: a process that is killed meanwhile leaves a run, which can be replaced.
+    """
+    for path in sorted(directory.iterdir(), key=lambda path: (path.name == layout.RUN_CONFIG, path.name)):
         if path.name in (layout.LOCK, layout.LOCK_OWNER):
             continue
         if path.is_dir() and not path.is_symlink():

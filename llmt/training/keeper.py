@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,6 +68,7 @@ class RunKeeper:
         config: The run as asked.
         plan: The run as done.
         base: The model under an adapter.
+        source: Step of the checkpoint that this process goes on from; it is not removed.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class RunKeeper:
         config: TrainConfig,
         plan: RunPlan,
         base: Path | None = None,
+        source: int | None = None,
     ) -> None:
         self.directory = directory
         self.store = CheckpointStore(directory)
@@ -87,6 +88,7 @@ class RunKeeper:
         self._tokenizer = tokenizer
         self._config = config
         self._base = base
+        self.source = source
         self._writing: Callable[[], Path] | None = None
         self._writer: ThreadPoolExecutor | None = None
 
@@ -140,8 +142,8 @@ class RunKeeper:
         masters = optimizer.masters()
         kept = masters if average is None else average.values
         if isinstance(self._model, LoraModel):
-            with nullcontext() if average is None else average.in_place():
-                model = {name: tensor.clone() for name, tensor in self._model.adapter_weights().items()}
+            own = {self._model.adapter_name(name): tensor for name, tensor in kept.items()}
+            model = {name: own.get(name, tensor) for name, tensor in self._model.adapter_weights().items()}
         else:
             own = {self._model.saved_name(name): tensor for name, tensor in kept.items()}
             model = {**self._model.weights(), **own}
@@ -158,9 +160,10 @@ class RunKeeper:
             staged.write_json(layout.STATE, state.values())
 
         path = self.store.save(state.step, fill)
-        limit, best = self._config.training.save_total_limit, state.best_step
-        older = best is not None and best not in self.store.steps()[-limit:]
-        self.store.retain(limit + older, keep=() if best is None else (best,))
+        limit, steps = self._config.training.save_total_limit, self.store.steps()
+        keep = {step for step in (state.best_step, self.source) if step in steps}
+        older = sum(step not in steps[-limit:] for step in keep)
+        self.store.retain(limit + older, keep=keep)
         return path
 
     def _write_model(self, staged: StagedDirectory, contents: Contents) -> None:

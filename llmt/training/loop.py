@@ -241,6 +241,7 @@ class TrainingLoop:
         if self.average is not None:
             self.average.update(state.step + 1)
         if self.guard is not None and tokens and self.guard.after(rate, loss):
+            warnings += self.guard.warnings
             self.guard = None
         return {"loss": loss, "learning_rate": rate, "grad_norm": found.norm, "trained": tokens,
                 "warnings": warnings}  # fmt: skip

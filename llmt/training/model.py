@@ -101,12 +101,14 @@ def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:
             f"training.ema_decay: {checkpoint.path} has {'no' if saved.masters is None else 'an'} average of weights",
             "resume with the configuration that the run began with",
         )
-    own = {w.name: model.saved_name(w.name) for w in optimizer.weights}
+    name_of = model.adapter_name if isinstance(model, LoraModel) else model.saved_name
+    own = {w.name: name_of(w.name) for w in optimizer.weights}
+    kept = {name: saved.model[key] for name, key in own.items() if key in saved.model}
     if isinstance(model, LoraModel):
         model.load_adapter_weights(saved.model)
-        kept = optimizer.masters()
-    else:
-        kept = {name: saved.model[key] for name, key in own.items() if key in saved.model}
+    # The adapter may be an average; what is trained comes after it.
+    optimizer.load(kept if saved.masters is None else saved.masters, saved.optimizer)
+    if not isinstance(model, LoraModel):
         with torch.no_grad():
             # What is not trained belongs to the model too: buffers, and parameters that its class froze.
             for key, tensor in model.weights().items():
@@ -114,5 +116,4 @@ def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:
                     tensor.copy_(saved.model[key])
     if loop.average is not None:
         loop.average.load(kept)
-    optimizer.load(kept if saved.masters is None else saved.masters, saved.optimizer)
     loop.resume(saved.state)

@@ -49,10 +49,15 @@ def replay(
 
     Raises:
         MismatchError: It came out otherwise; names the first tensor that differs.
-        UsageError: There are no two checkpoints.
+        UsageError: There are no two checkpoints, or the learning rate followed the clock.
     """
     store, last = CheckpointStore(prepared.directory), prepared.checkpoint
     assert last is not None
+    if prepared.config.training.max_time is not None:
+        raise UsageError(
+            "--verify-resume: the learning rate of this run follows the clock (training.max_time)",
+            "llmt checkpoints verify reads every byte",
+        )
     earlier = [step for step in store.steps() if step < last.step]
     if not earlier:
         raise UsageError(

@@ -122,6 +122,27 @@ def pin_plan(directory: Path, plan: RunPlan, asked: TrainConfig) -> RunPlan:
     return replace(plan, lines=tuple(_pin_line(line, kept, saved) for line in plan.lines), **kept)
 
 
+def share_step(plan: RunPlan, sequences: int, processes: int) -> RunPlan:
+    """The plan of each of several processes, which together take so many sequences in a step.
+
+    What is read in which step stays the same for every number of processes.
+
+    Raises:
+        MismatchError: They cannot be divided among so many.
+    """
+    own, rest = divmod(sequences, processes)
+    if rest:
+        divides = max(n for n in range(1, processes) if sequences % n == 0)
+        raise MismatchError(
+            f"a step of this run has {sequences} sequences, which {processes} processes cannot share",
+            f"--num-processes {divides}",
+        )
+    if plan.micro_batch * plan.accumulation == own:
+        return plan
+    micro = max(n for n in range(1, min(plan.micro_batch, own) + 1) if own % n == 0)
+    return plan.with_micro_batch(micro, own // micro, f"{sequences} sequences a step, as the run began")
+
+
 def _pin_line(line: PlanLine, kept: dict[str, Any], saved: dict[str, Any]) -> PlanLine:
     if line.name in kept:
         return replace(line, value=kept[line.name], reason="as the run began")

@@ -123,14 +123,19 @@ def check_causal(model: BaseLanguageModel, batch: Batch) -> None:
         )
 
 
-def check_first_loss(loss: float, vocab_size: int) -> None:
+def check_first_loss(loss: float, vocab_size: int, *, own: bool = True) -> None:
     """A model of random weights knows nothing yet: its loss is near that of a guess, ln V.
+
+    Args:
+        loss: Nats for each token before anything moved.
+        vocab_size: V.
+        own: The architecture is ours. Others may begin far above a guess, as Gemma does.
 
     Raises:
         DivergedError: It is not.
     """
     guess = math.log(vocab_size)
-    if not FIRST_LOSS[0] * guess <= loss <= FIRST_LOSS[1] * guess + 1:
+    if loss < FIRST_LOSS[0] * guess or (own and loss > FIRST_LOSS[1] * guess + 1):
         raise DivergedError(
             f"the loss of random weights is {loss:.3f}, and a guess among {vocab_size:,} tokens loses {guess:.3f}",
             "check labels and initial weights, such as model.initializer_range",
@@ -144,14 +149,22 @@ class Guard:
         model: What is trained.
         optimizer: What moves it.
         fresh: Weights are random, so that the first loss is known.
+        own: The architecture is ours, or an adapter of ours.
+
+    Attributes:
+        warnings: What is unusual and may be meant, one sentence each.
     """
 
-    def __init__(self, model: BaseLanguageModel, optimizer: Optimizer, *, fresh: bool = False) -> None:
+    def __init__(
+        self, model: BaseLanguageModel, optimizer: Optimizer, *, fresh: bool = False, own: bool = True
+    ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._fresh = fresh
         self._watch: ChangeWatch | None = None
         self._empty = 0
+        self._own = own
+        self.warnings: tuple[str, ...] = ()
 
     def begin(self) -> None:
         """Before the first step.
@@ -200,9 +213,22 @@ class Guard:
         """
         assert self._watch is not None
         if self._fresh:
-            check_first_loss(loss, self._model.vocab_size)
+            check_first_loss(loss, self._model.vocab_size, own=self._own)
             self._fresh = False
-        return rate >= WATCHED_RATE and not self._watch.after_step()
+        if rate < WATCHED_RATE:
+            return False
+        try:
+            return not self._watch.after_step()
+        except NoGradientError as error:
+            if self._own:
+                raise
+            # Other architectures have tensors that some batches do not reach, such as routers.
+            self.warnings = (error.message,)
+            return True
+
+
+class NoGradientError(DivergedError):
+    """A trained tensor was not reached by the loss."""
 
 
 class ChangeWatch:
@@ -241,7 +267,8 @@ class ChangeWatch:
             if name in self._without or (not changed and name in trained - self._slow):
                 moved = "moved by decay alone in" if changed else "unchanged after"
                 why = "it gets no gradient" if name in self._without else "though it has a gradient"
-                raise DivergedError(
+                kind = NoGradientError if name in self._without else DivergedError
+                raise kind(
                     f"{name}: {moved} {CHECKED_STEPS} steps, {why}",
                     "check that the data has targets and that the learning rate is above zero",
                 )

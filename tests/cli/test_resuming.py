@@ -96,8 +96,11 @@ def test_resumes_that_cannot_be(
 
 def test_a_strict_resume_that_is_exact(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:
     """Where nothing differs, strictness refuses nothing."""
-    result = inside("train", "runs/quickstart", "--resume", "--strict-resume", "--max-steps", "14", cwd=begun[0])
+    result = inside("train", "--resume", "runs/quickstart/checkpoint-8", "--strict-resume", cwd=begun[0])
     assert result.code == 0, result.err
+    longer = inside("train", "runs/quickstart", "--resume", "--strict-resume", "--max-steps", "14", cwd=begun[0])
+    assert longer.code == 5
+    assert "steps of the schedule 12 -> 14" in longer.err
 
 
 def test_a_resume_is_verified(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:

@@ -560,3 +560,24 @@ def test_rotary_frequencies_are_not_rounded(lab: Any) -> None:
     expected = 10000.0 ** -(torch.arange(0, 16, 2).double() / 16)
     torch.testing.assert_close(frequencies.double(), expected, rtol=1e-6, atol=0)
     assert all(math.isfinite(report.loss) for report in run.trainer.run())
+
+
+def test_other_architectures_may_begin_far_above_a_guess(lab: Any) -> None:
+    """Gemma multiplies its tied embeddings: its first loss is high and no mistake; one that is too low still is."""
+    shape = {"model_type": "gemma", "hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.1}  # fmt: skip
+    run = lab.run(lab.config(training__max_steps=3, model={"huggingface": shape}))
+    assert run.reports[0].loss > 2 * math.log(258) + 1
+    with pytest.raises(DivergedError, match="a guess among"):
+        check_first_loss(0.1, 258, own=False)
+
+
+def test_a_tensor_that_is_not_reached_is_said_of_other_architectures(lab: Any) -> None:
+    """Of ours it stops the run; of a class of somebody else's it is a warning that names it."""
+    shape = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2}
+    run = lab.build(lab.config(training__max_steps=4, model={"huggingface": shape}))
+    run.trainer.model.inner.transformer.h[1].mlp.c_fc.bias.register_hook(torch.zeros_like)
+    warnings = [sentence for report in run.trainer.run() for sentence in report.warnings]
+    assert len(warnings) == 1
+    assert "h.1.mlp.c_fc.bias" in warnings[0]
+    assert "no gradient" in warnings[0]

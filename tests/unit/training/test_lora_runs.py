@@ -86,3 +86,18 @@ def test_only_the_adapter_is_trained(lab: Any, base: Path) -> None:
     assert len(list(run.trainer.run())) == 5
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if "lora_" in name}
+
+
+@pytest.mark.parametrize("settings", [{}, {"training__ema_decay": 0.5}], ids=str)
+def test_biases_of_the_base_go_on_bit_for_bit(lab: Any, settings: dict[str, Any]) -> None:
+    """Trained in bf16 beside an adapter, they are kept as the fp32 that is moved."""
+    shape = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    lab.run(lab.config(training__max_steps=2, model={"huggingface": shape}), "base", publish=True)
+    config = lab.config(
+        training__max_steps=6, training__precision="bf16", lora__enabled=True, lora__bias="all", **settings
+    )
+    whole = lab.run(config, "whole", base=lab.root / "base")
+    assert any(weight.is_copy and "bias" in weight.name for weight in whole.trainer.optimizer.weights)
+    lab.run(config, "parts", base=lab.root / "base", stop_after=3)
+    assert lab.run(config, "parts", base=lab.root / "base", resume=True).weights == whole.weights

@@ -15,10 +15,12 @@ from llmt.checkpoints.manifest import verify_manifest
 from llmt.checkpoints.survey import set_aside_names, survey
 from llmt.checkpoints.weights import load_weights
 from llmt.errors import MismatchError, ModelFileError, StorageError, UsageError
-from llmt.training.build import build_trainer, prepare
+from llmt.system.plan import RunPlan
+from llmt.training.build import Going, build_trainer, prepare
 from llmt.training.directory import parse_resume
 from llmt.training.finish import finish
 from llmt.training.replay import replay
+from llmt.training.resume import share_step
 
 
 @contextmanager
@@ -151,7 +153,7 @@ def test_a_resume_from_a_named_checkpoint(lab: Any) -> None:
     """The checkpoints after it are set aside, and the run comes to the same end."""
     config = lab.config(training__max_steps=8, training__save_steps=2, training__save_total_limit=9)
     whole = lab.run(config)
-    prepared = prepare(config, lab.root / "run", base=None, resume=True, step=4, progress=lambda *done: None)
+    prepared = prepare(config, lab.root / "run", base=None, resume=Going(4), progress=lambda *done: None)
     loop, keeper = build_trainer(prepared, base=None)
     assert loop.state.step == 4
     assert keeper.store.steps()[-1] == 4
@@ -175,7 +177,7 @@ def test_a_named_checkpoint_that_is_damaged_is_refused(lab: Any) -> None:
     path.write_bytes(data)
     for step, reason in ((2, "sha256 differs"), (3, "is not there")):
         with pytest.raises(ModelFileError, match=reason):
-            prepare(config, lab.root / "run", base=None, resume=True, step=step, progress=lambda *done: None)
+            prepare(config, lab.root / "run", base=None, resume=Going(step), progress=lambda *done: None)
     assert run.keeper.store.steps() == [2, 4]
 
 
@@ -273,13 +275,13 @@ def test_the_text_may_change_where_that_is_allowed(lab: Any) -> None:
     lab.text.write_text(lab.text.read_text() + "One more line of text.\n" * 9, encoding="utf-8")
     with pytest.raises(MismatchError, match="training text changed"):
         _prepared(lab, config)
-    prepared = prepare(config, lab.root / "run", base=None, resume=True, data_change=True, progress=lambda *done: None)
+    prepared = prepare(config, lab.root / "run", base=None, resume=Going(data_change=True), progress=lambda *done: None)
     assert any("training text changed" in note for note in prepared.notes)
     loop, keeper = build_trainer(prepared, base=None)
     list(loop.run())
     state = json.loads((keeper.store.path(6) / "state.json").read_text())
     assert state["fingerprint"]["data_changes"] == [3]
-    assert _prepared(lab, lab.config(training__max_steps=8, training__save_steps=1)).notes == ()
+    assert _prepared(lab, config).notes == ()
     assert load_weights(keeper.store.path(6))
 
 
@@ -334,3 +336,66 @@ def test_a_damaged_line_of_metrics_is_dropped(lab: Any) -> None:
     path.write_bytes(path.read_bytes() + b'\0\0\0\n{"loss": 1}\n[]\n{"step"\n\xff\n')
     lab.run(config, resume=True)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_the_checkpoint_that_a_run_goes_on_from_stays(lab: Any) -> None:
+    """Whatever else is removed."""
+    config = lab.config(
+        training__max_steps=9, training__save_steps=2, training__eval_strategy="no", training__save_total_limit=9
+    )
+    lab.run(config)
+    few = lab.config(
+        training__max_steps=9, training__save_steps=1, training__eval_strategy="no", training__save_total_limit=1
+    )
+    prepared = prepare(few, lab.root / "run", base=None, resume=Going(4), progress=lambda *done: None)
+    loop, keeper = build_trainer(prepared, base=None)
+    list(loop.run())
+    assert keeper.store.steps() == [4, 9]
+
+
+def test_a_plan_renames_nothing(lab: Any) -> None:
+    """Whoever only looks leaves a damaged checkpoint where it is, and is told of it."""
+    config = lab.config(training__max_steps=4, training__save_steps=2, training__eval_strategy="no")
+    run = lab.run(config)
+    path = run.keeper.store.path(4) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    before = sorted(p.name for p in (lab.root / "run").iterdir())
+    prepared = prepare(config, lab.root / "run", base=None, resume=Going(rename=False), progress=lambda *done: None)
+    assert prepared.checkpoint.step == 2
+    assert "checkpoint-4 is damaged" in prepared.damaged[0]
+    assert sorted(p.name for p in (lab.root / "run").iterdir()) == before
+
+
+def test_a_run_by_the_clock_is_not_replayed(lab: Any) -> None:
+    """Its learning rate would be another."""
+    config = lab.config(training__max_steps=4, training__save_steps=2, training__max_time=1e6)
+    lab.run(config)
+    with pytest.raises(UsageError, match="follows the clock"):
+        _replay(lab, config)
+
+
+def test_a_longer_schedule_is_said(lab: Any) -> None:
+    """Another length gives another curve, which is not what would have been; of a constant rate it is the same."""
+    for shape, said in (("cosine", True), ("constant", False)):
+        config = lab.config(training__max_steps=4, training__lr_scheduler_type=shape)
+        lab.run(config, shape)
+        longer = lab.config(training__max_steps=6, training__lr_scheduler_type=shape)
+        prepared = prepare(longer, lab.root / shape, base=None, resume=True, progress=lambda *done: None)
+        assert any("steps of the schedule 4 -> 6" in note for note in prepared.notes) is said
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, (4, 2)), (2, (4, 1)), (4, (2, 1)), (8, (1, 1))])
+def test_a_step_is_shared_by_other_processes(processes: int, expected: tuple[int, int]) -> None:
+    """What a step reads stays the same; what cannot be divided is refused."""
+    plan = _plan(4, 2)
+    shared = share_step(plan, 8, processes)
+    assert (shared.micro_batch, shared.accumulation) == expected
+    with pytest.raises(MismatchError, match="3 processes cannot share"):
+        share_step(plan, 8, 3)
+
+
+def _plan(micro_batch: int, accumulation: int) -> RunPlan:
+    return RunPlan(
+        device="cpu", precision="fp32", threads=1, micro_batch=micro_batch, accumulation=accumulation, num_workers=0,
+        pin_memory=False, compile=False, distributed_backend="gloo", total_steps=1, estimated_bytes=1, lines=(),
+    )  # fmt: skip
