@@ -156,7 +156,14 @@ def choose_precision(asked: str, device: str, speed: Speed) -> PlanLine:
 
 
 def plan_run(
-    config: TrainConfig, machine: Machine, device: DeviceInfo, why: str, speed: Speed, work: Workload, total_steps: int
+    config: TrainConfig,
+    machine: Machine,
+    device: DeviceInfo,
+    why: str,
+    speed: Speed,
+    work: Workload,
+    total_steps: int,
+    sequences: int,
 ) -> RunPlan:
     """Decide everything that the configuration leaves open.
 
@@ -168,6 +175,7 @@ def plan_run(
         speed: Its measured speed.
         work: Size of one pass with the micro-batch that was asked.
         total_steps: Steps of the whole run.
+        sequences: Of one step, over all processes.
 
     Raises:
         DeviceError: Something was asked for that this device does not have.
@@ -191,7 +199,7 @@ def plan_run(
         compiled,
         backend,
         PlanLine("memory", format_size(needed), "weights, moments, activations and logits, by arithmetic"),
-        PlanLine("steps", total_steps, _step_reason(config, work, accumulation.value)),
+        PlanLine("steps", total_steps, _step_reason(config, work, sequences)),
     )
     return RunPlan(
         device=device.kind,
@@ -296,7 +304,7 @@ def _compile(
     return PlanLine("compile", wins, f"{reason}, compiling costs about {_COMPILING}")
 
 
-def _step_reason(config: TrainConfig, work: Workload, accumulation: int) -> str:
+def _step_reason(config: TrainConfig, work: Workload, sequences: int) -> str:
     training = config.training
     stops = {
         "max_steps": training.max_steps,
@@ -307,6 +315,4 @@ def _step_reason(config: TrainConfig, work: Workload, accumulation: int) -> str:
     named = named or ["one pass over the text"]
     if training.max_time is not None:
         named.append(f"at most {format_duration(training.max_time)}")
-    sequences = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    tokens = sequences * training.num_processes * work.block_size
-    return f"{', '.join(named)}; {tokens:,} tokens read a step"
+    return f"{', '.join(named)}; {sequences * work.block_size:,} tokens read a step"

@@ -201,8 +201,9 @@ def decide(
     runtime, checkpoint, machine = start.runtime, start.checkpoint, inspect_machine()
     device, why = choose_device(config.device, machine)
     state = None if checkpoint is None else read_state(checkpoint)
+    sequences = _sequences(config, runtime, state)
     steps = total_steps(
-        samples_per_step=_sequences(config, runtime, state),
+        samples_per_step=sequences,
         samples=corpus.data.samples,
         max_steps=config.training.max_steps,
         epochs=config.training.num_train_epochs,
@@ -210,10 +211,10 @@ def decide(
         tokens_per_sample=corpus.data.tokens_per_sample,
     )
     speed = measure_speed(device.kind, torch.get_num_threads())
-    plan = plan_run(config, machine, device, why, speed, work, steps)
+    plan = plan_run(config, machine, device, why, speed, work, steps, sequences)
     plan = _with_working_compiler(replace(plan, lines=plan.lines + lines), config)
     if state is not None:
-        plan = share_step(pin_plan(directory, plan, config), _sequences(config, runtime, state), runtime.world_size)
+        plan = share_step(pin_plan(directory, plan, config), sequences, runtime.world_size)
     plan = RunPlan.of_values(runtime.share(plan.values()))
     fingerprint = _fingerprint(config, corpus, plan, start.base, runtime.world_size)
     notes: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,8 +11,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stops processes, and looks for them in /proc")
 
@@ -591,3 +595,33 @@ def test_a_run_of_two_survives(environment: dict[str, str], text_file: Path, tin
     assert not any(map(alive, workers))
 
     assert end(*again) == whole
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_reads_on_where_the_run_was(
+    llmt: Any, text_file: Path, tiny: tuple[str, ...]
+) -> None:
+    """A step keeps its sequences and a pass its steps; the weights come out the same to rounding; replays are exact."""
+    where = text_file.parent
+    common = ("--data", "text.txt", *tiny, "--max-steps", "8", "--save-steps", "4", "--eval-strategy", "no")
+    assert llmt("train", "quickstart", *common, "-o", "whole", cwd=where).code == 0
+    shutil.copytree(where / "whole", where / "parts")
+    resumed = llmt("train", "--resume", "parts/checkpoint-4", "--num-processes", "2", cwd=where)
+    assert resumed.code == 0, resumed.err
+    plan, before = (json.loads((where / name / "plan.json").read_text()) for name in ("parts", "whole"))
+    assert 2 * plan["micro_batch"] * plan["accumulation"] == before["micro_batch"] * before["accumulation"]
+    assert plan["total_steps"] == before["total_steps"]
+    assert "processes 1 -> 2" in resumed.err
+    weights = [load_file(where / name / "model.safetensors") for name in ("whole", "parts")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-5)
+    states = [json.loads((where / name / "checkpoint-8" / "state.json").read_text()) for name in ("whole", "parts")]
+    assert states[0]["tokens"] == states[1]["tokens"]
+    verified = llmt("train", "parts", "--resume", "--max-steps", "16", cwd=where)
+    assert verified.code == 0, verified.err
+    replayed = llmt("train", "parts", "--verify-resume", cwd=where)
+    assert replayed.code == 0, replayed.err
+    assert "steps 12 to 16 replayed" in replayed.out
+    odd = llmt("train", "parts", "--resume", "--num-processes", "3", cwd=where)
+    assert odd.code == 5
+    assert "3 processes cannot share" in odd.err

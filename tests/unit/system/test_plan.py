@@ -47,7 +47,15 @@ def plan(
     config = TrainConfig.model_validate(sections)
     batch = config.training.per_device_train_batch_size
     work = Workload(config.model, vocab_size, batch, config.data.block_size)
-    return plan_run(config, here, *choose_device(device, here), speed, work, steps)
+    return plan_run(
+        config,
+        here,
+        *choose_device(device, here),
+        speed,
+        work,
+        steps,
+        config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps,
+    )
 
 
 def reason(made: RunPlan, name: str) -> str:
