@@ -19,6 +19,8 @@ LlmtError                       1  a bug in llmt, when raised bare
 
 from collections.abc import Sequence
 
+_NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory")
+
 
 class LlmtError(Exception):
     """What went wrong, and what to do about it.
@@ -144,3 +146,9 @@ class Interrupted(LlmtError):  # noqa: N818 - a stop that was asked for is no er
         super().__init__(message, hint)
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; some allocators raise a plain RuntimeError that says so."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)

@@ -29,6 +29,7 @@ _CREATE = (
     | getattr(os, "O_CLOEXEC", 0)
 )
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_MORE_ROOM = "free some space or choose another output directory"
 _REASONS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission to write there",
@@ -73,23 +74,34 @@ def storage_errors(doing: str, path: Path, needed: int | None = None) -> Iterato
         raise StorageError(f"{doing} ({path}): {reason}", "choose another output directory") from error
 
 
-def require_free_space(directory: Path, needed: int) -> None:
-    """Refuse before any work when `needed` bytes do not fit where `directory` is or will be.
+def require_free_space(directory: Path, needed: int, what: str = "the output", files: int = 16) -> None:
+    """Refuse before any work what does not fit where `directory` is or will be. A quota cannot be known beforehand.
+
+    Args:
+        directory: Where it is to be written.
+        needed: Bytes of it.
+        what: What is written, as in "there is not enough room for `what`".
+        files: Files and folders of it, about.
 
     Raises:
-        StorageError: Less than `needed` bytes are free.
+        StorageError: Less than `needed` bytes are free, or the file system takes fewer files.
     """
-    if _free_space(directory) < needed:
-        raise _disk_full("checking the space before writing", directory, needed)
+    free, files_free = _free_space(directory), _free_files(directory)
+    lacks = ""
+    if free < needed:
+        lacks = f"need {format_size(needed)}, free {format_size(free)}"
+    elif files_free is not None and files_free < files:
+        lacks = f"need about {files} more files and folders, and the file system takes {files_free}"
+    if lacks:
+        raise StorageError(
+            f"there is not enough room for {what} ({directory}): {lacks}; nothing was written", _MORE_ROOM
+        )
 
 
 def _disk_full(doing: str, path: Path, needed: int | None) -> StorageError:
     need = f"need {format_size(needed)}, " if needed is not None else ""
     free = format_size(_free_space(path))
-    return StorageError(
-        f"disk full while {doing} ({path}): {need}free {free}",
-        "free some space or choose another output directory",
-    )
+    return StorageError(f"disk full while {doing} ({path}): {need}free {free}", _MORE_ROOM)
 
 
 def _free_space(path: Path) -> int:
@@ -100,6 +112,19 @@ def _free_space(path: Path) -> int:
         except OSError:
             continue
     return 0
+
+
+def _free_files(path: Path) -> int | None:
+    """Files that this user may still make there; None where the file system has no fixed number of them."""
+    if not hasattr(os, "statvfs"):
+        return None
+    for place in (path, *path.absolute().parents):
+        try:
+            status = os.statvfs(place)
+        except OSError:
+            continue
+        return status.f_favail if status.f_files > 0 else None
+    return None
 
 
 class NewFile:

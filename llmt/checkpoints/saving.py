@@ -73,17 +73,29 @@ def _save_pickled(directory: Path | StagedDirectory, file: str, tensors: Mapping
     }
     opened = directory.new_file(file) if isinstance(directory, StagedDirectory) else new_file(directory / file)
     with opened as output:
-        torch.save(shown, cast(IO[bytes], _Sink(output)))
+        sink = _Sink(output)
+        try:
+            torch.save(shown, cast(IO[bytes], sink))
+        except RuntimeError as error:
+            # After a write that failed torch still ends its archive, and that fails in place of what the disk said.
+            if sink.refusal is None:
+                raise
+            raise sink.refusal from error
 
 
 class _Sink:
-    """A file for `torch.save`, which wants to be told how much was written."""
+    """A file for `torch.save`, which wants to be told how much was written; keeps the first refusal of the disk."""
 
     def __init__(self, output: NewFile) -> None:
         self._output = output
+        self.refusal: OSError | None = None
 
     def write(self, data: memoryview) -> int:
-        self._output.write(data)
+        try:
+            self._output.write(data)
+        except OSError as error:
+            self.refusal = self.refusal or error
+            raise
         return len(data)
 
     def flush(self) -> None:

@@ -13,6 +13,8 @@ from llmt.errors import ModelFileError
 
 # No permission, too many open files: this says nothing about the checkpoint.
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+# The disk or the network could not read just now: what was written may be whole all the same.
+_NOT_READ = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,21 @@ class Checkpoint:
     step: int
     path: Path
     manifest: Manifest
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What became of verifying a checkpoint.
+
+    Attributes:
+        whole: It, where every byte is right.
+        problems: Else what is wrong.
+        read: It could be read, so that the problems are those of the files.
+    """
+
+    whole: Checkpoint | None
+    problems: tuple[str, ...] = ()
+    read: bool = True
 
 
 class CheckpointStore:
@@ -72,10 +89,11 @@ class CheckpointStore:
     def latest(self, on_damaged: Callable[[str], None] | None = None, *, rename: bool = True) -> Checkpoint | None:
         """The highest step whose manifest verifies, size and SHA-256 of every file; None where there is none.
 
-        A damaged checkpoint on the way is renamed to `.bad-...`, never deleted.
+        A damaged checkpoint on the way is renamed to `.bad-...`, never deleted. One that the disk cannot read is passed
+        over too, and keeps its name.
 
         Args:
-            on_damaged: Called with one line for each damaged checkpoint: which, why, and its new name.
+            on_damaged: Called with one line for each checkpoint that is passed over: which, why, and its new name.
             rename: Set damaged ones aside; without the lock of the run nothing may be renamed.
 
         Raises:
@@ -83,33 +101,34 @@ class CheckpointStore:
             StorageError: A damaged checkpoint cannot be renamed.
         """
         for step in reversed(self.steps()):
-            found, problems = self._verify(step)
-            if found is not None:
-                return found
+            verdict = self._verify(step)
+            if verdict.whole is not None:
+                return verdict.whole
             kept = ""
-            if rename:
+            if rename and verdict.read:
                 with storage_errors("setting a damaged checkpoint aside", self.path(step)):
                     kept = f"; kept as {set_aside(self.path(step), layout.DAMAGED_PREFIX).name}"
             if on_damaged is not None:
-                on_damaged(f"{layout.checkpoint_name(step)} is damaged ({'; '.join(problems)}){kept}")
+                what = "is damaged" if verdict.read else "cannot be read now"
+                on_damaged(f"{layout.checkpoint_name(step)} {what} ({'; '.join(verdict.problems)}){kept}")
         return None
 
     def verified(self, step: int) -> Checkpoint:
         """The checkpoint of a step, every byte of it checked.
 
         Raises:
-            ModelFileError: There is none, or it is damaged; says how.
+            ModelFileError: There is none, or it is damaged or cannot be read; says how.
         """
         if not self.path(step).is_dir():
             there = ", ".join(map(str, self.steps())) or "none"
             raise ModelFileError(
                 f"{self.path(step)}: is not there; steps with a checkpoint: {there}", "name one of them"
             )
-        found, problems = self._verify(step)
-        if found is None:
-            reason = "; ".join(problems)
-            raise ModelFileError(f"{self.path(step)}: damaged: {reason}", "name another checkpoint, or --resume alone")
-        return found
+        verdict = self._verify(step)
+        if verdict.whole is None:
+            reason = ("damaged: " if verdict.read else "") + "; ".join(verdict.problems)
+            raise ModelFileError(f"{self.path(step)}: {reason}", "name another checkpoint, or --resume alone")
+        return verdict.whole
 
     def set_later_aside(self, step: int) -> list[str]:
         """Rename the checkpoints after `step` to `.later-...`: a run that goes on from `step` is not theirs.
@@ -124,7 +143,7 @@ class CheckpointStore:
         with storage_errors("setting later checkpoints aside", self.directory):
             return [set_aside(path, layout.LATER_PREFIX).name for path in later]
 
-    def _verify(self, step: int) -> tuple[Checkpoint | None, list[str]]:
+    def _verify(self, step: int) -> _Verdict:
         path = self.path(step)
         try:
             manifest = read_manifest(path)
@@ -132,14 +151,15 @@ class CheckpointStore:
         except UnknownFormatError:
             raise
         except ModelFileError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NOT_DAMAGE:
+            number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+            if number in _NOT_DAMAGE:
                 raise
-            return None, [error.message]
+            return _Verdict(None, (error.message,), read=number not in _NOT_READ)
         if manifest is None or problems:
-            return None, problems
+            return _Verdict(None, tuple(problems))
         if manifest.extra.get("step") != step:
-            return None, [f"its manifest says step {manifest.extra.get('step')!r}"]
-        return Checkpoint(step, path, manifest), []
+            return _Verdict(None, (f"its manifest says step {manifest.extra.get('step')!r}",))
+        return _Verdict(Checkpoint(step, path, manifest))
 
     def retain(self, limit: int, keep: Collection[int] = ()) -> list[int]:
         """Remove the oldest checkpoints until `limit` are left; the newest, and those in `keep`, always stay.

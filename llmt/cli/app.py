@@ -22,6 +22,7 @@ from llmt.errors import (
     OutOfMemoryError,
     StorageError,
     UsageError,
+    says_out_of_memory,
 )
 
 COMMANDS = {
@@ -148,7 +149,6 @@ def run(arguments: list[str]) -> int:
 _EXPECTED = (
     LlmtError, typer.TyperException, typer.Abort, Stopped, MemoryError, ImportError, OSError, RuntimeError,
 )  # fmt: skip
-_NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 
 
 def _as_llmt_error(error: BaseException) -> LlmtError | None:
@@ -164,7 +164,7 @@ def _as_llmt_error(error: BaseException) -> LlmtError | None:
         return MissingPackageError((error.name or "").partition(".")[0], str(error))
     if isinstance(error, OSError):
         return StorageError(f"{error.filename or 'file system'}: {error.strerror or error}", "check the path")
-    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+    if says_out_of_memory(error):
         return OutOfMemoryError("memory ran out", "a smaller --batch-size or --block-size")
     return None
 

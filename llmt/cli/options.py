@@ -35,7 +35,7 @@ SHORT = {"output_dir": "-o", "output_file": "-o", "prompt": "-p", "max_new_token
 _ON_OFF_ALIASES = {
     "use_amp", "fp16", "bf16", "torch_compile", "compile_model", "force_cpu", "use_cpu", "use_peft", "use_lora",
     "use_gradient_checkpointing", "activation_checkpointing", "tie_weights", "dataloader_pin_memory",
-    "save_safetensors", "safe_serialization",
+    "save_safetensors", "safe_serialization", "use_accelerate", "auto_find_batch_size",
 }  # fmt: skip
 
 

@@ -3,9 +3,10 @@
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,7 @@ from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, find_source, load_run
 from llmt.config.names import NEWEST
 from llmt.config.run import TrainConfig
-from llmt.errors import Interrupted, MismatchError, UsageError
+from llmt.errors import Interrupted, MismatchError, ModelFileError, UsageError
 from llmt.units import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def train(
 
     With nothing else, the quickstart model on the documentation inside Python.
     """
-    wanted = _wanted(resume, verify=verify_resume, overwrite=overwrite)
+    of_resume = {"--strict-resume": strict_resume, "--allow-data-change": allow_data_change}
+    wanted = _wanted(resume, of_resume, verify=verify_resume, overwrite=overwrite)
     if wanted is not None and wanted.directory is not None:
         config = _same_run(config, wanted.directory)
     asked, going_on = _read(out, config, given, sets or (), wanted)
@@ -91,9 +93,14 @@ def train(
     _run(out, asked, config, given, sets or (), how)
 
 
-def _wanted(resume: str | None, *, verify: bool, overwrite: bool) -> "ResumeWanted | None":
+def _wanted(
+    resume: str | None, of_resume: Mapping[str, bool], *, verify: bool, overwrite: bool
+) -> "ResumeWanted | None":
     """The resume that was asked for, if one was."""
     if not resume and not verify:
+        alone = next((flag for flag, given in of_resume.items() if given), None)
+        if alone is not None:
+            raise UsageError(f"{alone}: is about a resume, and none is asked for", f"--resume {alone}")
         return None
     if overwrite:
         raise UsageError("--resume and --overwrite: one goes on, the other starts again", "type one of the two")
@@ -122,6 +129,7 @@ def _run(
     from llmt.training.base import choose_base, refuse_unread, spare, with_base
     from llmt.training.build import check_device, with_sources
     from llmt.training.directory import claim_directory, held, run_directory
+    from llmt.training.runtime import take_own_device
 
     asked = with_sources(asked)
     directory = run_directory(asked)
@@ -129,11 +137,11 @@ def _run(
     if not how.resume:
         refuse_unread(asked, base, given, sets)
     if how.plan:
-        prepared = _prepare(out, with_base(asked, base), directory, base, how, None)
-        for sentence in prepared.damaged:
-            out.say(f"warning: {sentence}", "yellow")
+        prepared = _prepare(out, with_base(asked, base), directory, base, how, _imagined(asked))
+        _say_damaged(out, prepared)
         _show_plan(out, prepared)
         return
+    take_own_device(asked.device)
     check_device(asked)
     with _open(asked) as runtime:
         runtime.on_main(lambda: claim_directory(directory, resume=how.resume, overwrite=how.overwrite))
@@ -170,6 +178,16 @@ def _elsewhere(out: Output, asked: TrainConfig) -> int | None:
     return launch(processes, out.arguments, timeout=asked.training.distributed_timeout, hint=hint)
 
 
+def _imagined(asked: TrainConfig) -> "Runtime":
+    """The processes that a plan is made for, of which only this one is here."""
+    from llmt.training.launch import check_launcher
+    from llmt.training.runtime import Runtime
+
+    runtime = Runtime()
+    runtime.world_size = check_launcher(asked)
+    return runtime
+
+
 @contextmanager
 def _open(asked: TrainConfig) -> Iterator["Runtime"]:
     """The processes of the run."""
@@ -196,6 +214,7 @@ def _read(
     if wanted is None:
         return asked, False
     from llmt.checkpoints.store import CheckpointStore
+    from llmt.training.build import within_context
     from llmt.training.directory import run_directory
     from llmt.training.resume import check_same_config
 
@@ -207,6 +226,8 @@ def _read(
         return asked, True
     own = ConfigSource(directory.name, path=directory / "config.yaml")
     asked = load_run(own, flags=given, sets=sets).config.model_copy(update={"output_dir": str(directory)})
+    # The run has written down the blocks that its model can read.
+    asked, _ = within_context(asked, None if asked.base is None else Path(asked.base))
     check_same_config(directory, asked)
     return asked, True
 
@@ -240,7 +261,7 @@ def _prepare(
             asked,
             directory,
             base=base,
-            resume=how.resume and Going(how.step, how.data_change, rename=not how.plan),
+            resume=how.resume and Going(how.step, how.data_change, rename=not (how.plan or how.verify or how.strict)),
             runtime=runtime,
             progress=lambda what, done, total: bar.update(done, total, what),
         )
@@ -282,8 +303,9 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
     heed_swallowed()
     prepared = _prepare(out, asked, directory, base, how, runtime)
     heed_swallowed()
-    for sentence in prepared.damaged:
-        out.say(f"warning: {sentence}", "yellow")
+    _say_damaged(out, prepared)
+    if how.strict:
+        runtime.on_main(lambda: _require_exact(prepared))
     if how.verify:
         _verify(out, prepared, base, runtime)
         return
@@ -292,11 +314,10 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
     if not out.as_json:
         _show_plan(out, replace(prepared, plan=keeper.plan))
     if how.resume:
-        _say_resume(out, loop, strict=how.strict)
+        _say_resume(out, loop)
     try:
         _steps(out, loop, keeper, asked.logging.steps)
-        # The others may go: nothing is asked of them any more.
-        finished = finish(loop, keeper, prepared, base) if runtime.is_main else None
+        finished = _publish(loop, partial(finish, loop, keeper, prepared, base), last=how.result)
     except Interrupted as stopped:
         message = f"{stopped.message} {keeper.store.path(loop.state.step)}"
         raise Interrupted(message, f"llmt train {directory} --resume", stopped.signum) from None
@@ -307,14 +328,32 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
         _show_result(out, finished, prepared, loop, time.monotonic() - started)
 
 
-def _say_resume(out: Output, loop: "TrainingLoop", *, strict: bool) -> None:
+def _publish(loop: "TrainingLoop", work: Callable[[], "Finished"], *, last: bool) -> "Finished | None":
+    """What the first process makes of a run that is done; the others may go, unless they train another one."""
+    if not last:
+        return loop.runtime.on_main(work)
+    return work() if loop.runtime.is_main else None
+
+
+def _say_damaged(out: Output, prepared: "Prepared") -> None:
+    for sentence in prepared.damaged:
+        out.say(f"warning: {sentence}", "yellow")
+
+
+def _say_resume(out: Output, loop: "TrainingLoop") -> None:
     """Where a resume goes on, and why it is not the same bit for bit."""
     if loop.notes:
-        why = ", ".join(loop.notes)
-        if strict:
-            raise MismatchError(f"--strict-resume: not bit for bit: {why}", "leave --strict-resume out, or undo that")
-        out.say(f"note: the resume is not bit for bit: {why}")
+        out.say(f"note: the resume is not bit for bit: {', '.join(loop.notes)}")
     out.say(f"resuming at step {loop.state.step} of {loop.schedule.total_steps}")
+
+
+def _require_exact(prepared: "Prepared") -> None:
+    """Refuse a resume that is not the same bit for bit, before anything of the run is touched."""
+    if prepared.damaged:
+        raise ModelFileError(f"--strict-resume: {'; '.join(prepared.damaged)}", "leave --strict-resume out")
+    if prepared.notes:
+        why = ", ".join(prepared.notes)
+        raise MismatchError(f"--strict-resume: not bit for bit: {why}", "leave --strict-resume out, or undo that")
 
 
 def _verify(out: Output, prepared: "Prepared", base: Path | None, runtime: "Runtime") -> None:
@@ -355,8 +394,11 @@ def _steps(out: Output, loop: "TrainingLoop", keeper: "RunKeeper", every: int) -
                 out.say(_evaluation_line(report.step, report.evaluation.values(), best=report.is_best))
             if report.sample is not None:
                 out.say(f"step {report.step}  sample: {report.sample}")
-            if loop.runtime.is_main and (report.step % every == 0 or report.evaluation is not None or done == 1):
-                keeper.log(report)
+            refused = keeper.log(report) if loop.runtime.is_main else ""
+            if refused:
+                out.say(f"warning: {refused}", "yellow")
+    if loop.stop_signal:  # it came after the last step, and nothing had to be saved any more
+        raise Stopped(loop.stop_signal)
     if loop.stopped_early:
         out.say(f"stopped early: {loop.state.stale} validations without a gain over step {loop.state.best_step}")
 

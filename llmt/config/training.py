@@ -121,10 +121,10 @@ class TrainingConfig(Section):
     always done."""
 
     eval_steps: Count | None = Field(None, gt=0)
-    """Validate every this many steps. None validates ten times a run."""
+    """Validate every this many steps. None validates ten times a run, by the clock where only that ends it."""
 
     eval_batches: Count | None = Field(None, gt=0)
-    """Batches of one validation during training. None takes the whole held-out text."""
+    """Batches of `per_device_train_batch_size` in one validation during training. None takes all held-out text."""
 
     early_stopping_patience: Count | None = Field(None, gt=0)
     """Stop after this many validations in a row that were not better than the best."""
@@ -139,7 +139,7 @@ class TrainingConfig(Section):
     """Write a checkpoint every `save_steps`, or after each pass over the text."""
 
     save_steps: Count | None = Field(None, gt=0)
-    """Write a checkpoint every this many steps. None writes five a run."""
+    """Write a checkpoint every this many steps. None writes five a run, by the clock where only that ends it."""
 
     save_total_limit: Count = Field(2, ge=1)
     """Newest checkpoints that are kept; the best is kept besides."""
@@ -194,7 +194,7 @@ class LoggingConfig(Section):
     over the text."""
 
     sample_steps: Count | None = Field(None, gt=0)
-    """Write a sample every this many steps. None writes ten a run."""
+    """Write a sample every this many steps. None writes ten a run, by the clock where only that ends it."""
 
     sample_prompt: Text = ""
     """Start of the sample. Empty lets the model begin."""

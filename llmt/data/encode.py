@@ -87,7 +87,8 @@ class DocumentEncoder:
         """Each document with what came along with it and its ids, in order, or why it cannot be written.
 
         Raises:
-            LlmtError: A process died.
+            DataError: A process died.
+            OutOfMemoryError: One was killed, as the system does where memory runs out.
         """
         waiting: deque[tuple[Sequence[tuple[Document, T]], list[Sequence[Piece] | DataError]]] = deque()
 

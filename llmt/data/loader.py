@@ -100,12 +100,44 @@ class BatchLoader:
             executor.shutdown(cancel_futures=True)
 
 
-def evaluation_batches(sequences: Sequences, batch_size: int) -> Iterator[Batch]:
-    """Every target of the sequences once, in order; the last batch may hold fewer rows."""
+class SampledData:
+    """Data whose samples are numbered and can be read in any order: the part that a run asks all of it for.
+
+    Attributes:
+        train: The sequences to train on.
+    """
+
+    train: TrainingSet
+
+    @property
+    def samples(self) -> int:
+        """Samples in an epoch."""
+        return self.train.count
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Labels of a sample on average."""
+        return self.train.tokens_per_sample
+
+    @property
+    def masks(self) -> bool:
+        """Attention stays inside each document."""
+        return self.train.masks
+
+    def loader(
+        self, batch_size: int, seed: int, num_workers: int, pin_memory: bool, rank: int = 0, world_size: int = 1
+    ) -> BatchLoader:
+        """Batches in the order of a seed; of several processes, those of one."""
+        return BatchLoader(self.train, batch_size, seed, num_workers, pin_memory, rank=rank, world_size=world_size)
+
+
+def evaluation_batches(sequences: Sequences, batch_size: int, count: int | None = None) -> Iterator[Batch]:
+    """Every target of the first `count` sequences once, in order, of all without it; the last batch may be smaller."""
     held_out = TrainingSet((sequences,))
     padding_id = held_out.padding_id
-    for first in range(0, sequences.count, batch_size):
-        numbers = [(0, number) for number in range(first, min(first + batch_size, sequences.count))]
+    count = sequences.count if count is None else count
+    for first in range(0, count, batch_size):
+        numbers = [(0, number) for number in range(first, min(first + batch_size, count))]
         yield _read(held_out, numbers, sequences.block_size, padding_id, masks=sequences.masks)
 
 

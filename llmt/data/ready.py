@@ -14,7 +14,7 @@ from llmt.checkpoints.manifest import manifest_problems, read_manifest
 from llmt.checkpoints.reading import read_json
 from llmt.config.data import DataConfig
 from llmt.data.audit import DataAudit, PackingAudit
-from llmt.data.loader import BatchLoader
+from llmt.data.loader import SampledData
 from llmt.data.mixture import TrainingSet
 from llmt.data.packing import Packed, block_audit, pack
 from llmt.data.sequences import BlockSequences, PackedSequences, Sequences
@@ -31,7 +31,7 @@ _PLACE = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
-class ReadyData:
+class ReadyData(SampledData):
     """A corpus that is ready to be trained on.
 
     Attributes:
@@ -49,21 +49,6 @@ class ReadyData:
     audit: DataAudit
 
     @property
-    def samples(self) -> int:
-        """Samples in an epoch."""
-        return self.train.count
-
-    @property
-    def tokens_per_sample(self) -> float:
-        """Labels of a sample on average."""
-        return self.train.tokens_per_sample
-
-    @property
-    def masks(self) -> bool:
-        """Attention stays inside each document."""
-        return self.train.masks
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 of content, tokenizer and options."""
         return self.prepared.fingerprint
@@ -77,12 +62,6 @@ class ReadyData:
         """What is trained on, in a phrase."""
         text = self.audit.text
         return f"{text.documents:,} documents, {format_size(text.text_bytes)}, {text.tokens:,} tokens"
-
-    def loader(
-        self, batch_size: int, seed: int, num_workers: int, pin_memory: bool, rank: int = 0, world_size: int = 1
-    ) -> BatchLoader:
-        """Batches in the order of a seed; of several processes, those of one."""
-        return BatchLoader(self.train, batch_size, seed, num_workers, pin_memory, rank=rank, world_size=world_size)
 
     def audit_values(self) -> dict[str, Any]:
         """The content of `audit.json`."""

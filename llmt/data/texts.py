@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmt.data.batch import IGNORED
-from llmt.data.loader import BatchLoader
+from llmt.data.loader import SampledData
 from llmt.data.mixture import TrainingSet
 from llmt.data.sequences import BlockSequences, Sequences
 from llmt.data.shards import ShardSet, token_dtype
@@ -147,35 +147,27 @@ def _require_known(encoded: list[list[int]], end: int, vocab_size: int) -> NDArr
     return row
 
 
-class TextData:
+class TextData(SampledData):
     """Texts in memory in the place of a corpus that was read from files.
 
     Args:
         train: To train on.
         held_out: To validate on.
+
+    Attributes:
+        train: See above, as samples.
+        validation: The held-out sequences; None when nothing is held out.
+        fingerprint: SHA-256 of all that is trained and validated on.
     """
 
     def __init__(self, train: LanguageModelingDataset, held_out: LanguageModelingDataset | None) -> None:
         self.train = TrainingSet((train.sequences,))
         self.validation = None if held_out is None else held_out.sequences
         self.fingerprint = train.fingerprint
+        if held_out is not None:  # losses on other texts cannot be compared
+            self.fingerprint = hashlib.sha256(f"{train.fingerprint} {held_out.fingerprint}".encode()).hexdigest()
         self._documents = train.sequences.shards.documents
         self._size = train.sequences.shards.text_bytes
-
-    @property
-    def samples(self) -> int:
-        """Samples in an epoch."""
-        return self.train.count
-
-    @property
-    def tokens_per_sample(self) -> float:
-        """Labels of a sample on average."""
-        return self.train.tokens_per_sample
-
-    @property
-    def masks(self) -> bool:
-        """Attention stays inside each document."""
-        return self.train.masks
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -185,12 +177,6 @@ class TextData:
     def describe(self) -> str:
         """What is trained on, in a phrase."""
         return f"{self._documents:,} texts in memory, {format_size(self._size)}"
-
-    def loader(
-        self, batch_size: int, seed: int, num_workers: int, pin_memory: bool, rank: int = 0, world_size: int = 1
-    ) -> BatchLoader:
-        """Batches in the order of a seed; of several processes, those of one."""
-        return BatchLoader(self.train, batch_size, seed, num_workers, pin_memory, rank=rank, world_size=world_size)
 
     def audit_values(self) -> dict[str, Any]:
         """The content of `audit.json`."""

@@ -5,11 +5,15 @@ does not survive, and forked ones inherit the threads of libraries half dead.
 """
 
 import json
+import signal
 import subprocess
 import sys
 from typing import IO
 
+from llmt.errors import DataError, LlmtError, OutOfMemoryError
+
 _LENGTH = 8
+_KILLED = -getattr(signal, "SIGKILL", signal.SIGTERM)
 _NEW_GROUP = 0
 if sys.platform == "win32":
     _NEW_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
@@ -33,6 +37,22 @@ def start_child(module: str, *arguments: str) -> subprocess.Popen[bytes]:
         start_new_session=True,
         creationflags=_NEW_GROUP,
     )
+
+
+def death(setting: str, number: int, status: int, hint: str) -> LlmtError:
+    """The error for a worker that ended before its time.
+
+    Args:
+        setting: The setting that asked for workers, which stands first in the message.
+        number: Of the worker, from 1.
+        status: What it ended with; minus the signal's number where a signal ended it.
+        hint: How to do without workers.
+    """
+    if status == _KILLED:  # on Linux the system ends a process so where memory runs out
+        reason = f"signal {-status}, maybe since memory ran out"
+        return OutOfMemoryError(f"{setting}: worker {number} died ({reason})", hint)
+    reason = f"signal {-status}" if status < 0 else f"exit code {status}"
+    return DataError(f"{setting}: worker {number} died ({reason})", hint)
 
 
 def send(pipe: IO[bytes] | None, data: bytes) -> None:

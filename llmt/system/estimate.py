@@ -52,7 +52,9 @@ LOGIT_BYTES = 12
 """Bytes held for each logit: the logits, their fp32 copy, the probabilities and the gradient."""
 
 
-def training_bytes(work: Workload, precision: str, *, checkpointing: bool) -> int:
+def training_bytes(
+    work: Workload, precision: str, *, checkpointing: bool, average: bool = False, copied: int = 0
+) -> int:
     """Peak bytes of training: weights, gradients, two moments, activations and logits.
 
     The factors of the last two were fitted to measured peaks; `tests/bench/bench_memory.py` prints them again.
@@ -61,11 +63,14 @@ def training_bytes(work: Workload, precision: str, *, checkpointing: bool) -> in
         work: Size of one pass.
         precision: `fp32`, or `bf16` with fp32 masters besides.
         checkpointing: Each block keeps only its input.
+        average: A moving average of what is trained is kept, in fp32.
+        copied: Bytes of a checkpoint that is copied, to be written while training goes on.
     """
     half = precision != "fp32"
     weight = 2 if half else 4
     trained = work.parameters * work.trainable
     state = work.parameters * weight + trained * ((4 + 4 + 8 + weight) if half else (4 + 8))
+    state += (4 * trained if average else 0) + copied
     width = work.model.hidden_size + work.model.intermediate_size / 2
     element = 2 if half else 4
     factor = 26.0 if half else 17.0
@@ -75,6 +80,14 @@ def training_bytes(work: Workload, precision: str, *, checkpointing: bool) -> in
     return round(INTERPRETER_BYTES + state + activations + logits)
 
 
-def checkpoint_bytes(parameters: int, trainable: float = 1.0) -> int:
-    """Bytes of one checkpoint: fp32 weights and two fp32 moments of what is trained."""
-    return round(parameters * (4 + 8 * trainable))
+def checkpoint_bytes(parameters: int, trainable: float = 1.0, *, adapter: bool = False, average: bool = False) -> int:
+    """Bytes of one checkpoint: fp32 weights and two fp32 moments of what is trained.
+
+    Args:
+        parameters: Of the network.
+        trainable: Share of them that is trained.
+        adapter: What is frozen stays where it came from, and is not written.
+        average: The model is an average, and the weights that training goes on from are written besides.
+    """
+    trained = parameters * trainable
+    return round(4 * (trained if adapter else parameters) + (12 if average else 8) * trained)

@@ -54,6 +54,8 @@ class Machine:
         memory: Main memory in bytes, where that is known.
         available: What of it is free, in bytes.
         compiler: Path of a C++ compiler; None without one.
+        processes: Processes that a launcher started on this machine; None where none did.
+        world_size: The same over all machines.
     """
 
     system: str
@@ -65,6 +67,8 @@ class Machine:
     memory: int | None
     available: int | None
     compiler: str | None
+    processes: int | None = None
+    world_size: int | None = None
 
     def device(self, kind: str) -> DeviceInfo:
         """The device of one kind."""
@@ -100,18 +104,26 @@ def inspect_machine() -> Machine:
     except ImportError as error:
         raise MissingPackageError("torch", str(error)) from None
     memory = get_memory_usage()
-    threads = os.environ.get("OMP_NUM_THREADS", "")
+    world_size = _number("WORLD_SIZE")
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         torch=torch.__version__,
         devices=tuple(_inspect_device(kind) for kind in DEVICE_ORDER),
         cores=physical_cores(),
-        threads_from_environment=int(threads) if threads.isdecimal() and int(threads) > 0 else None,
+        threads_from_environment=_number("OMP_NUM_THREADS"),
         memory=memory.total,
         available=memory.available,
         compiler=find_compiler(),
+        processes=_number("LOCAL_WORLD_SIZE") or world_size,
+        world_size=world_size,
     )
+
+
+def _number(variable: str) -> int | None:
+    """An environment variable that is a whole number above zero; None for anything else."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
 def find_compiler() -> str | None:
@@ -186,9 +198,13 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+EMULATED = 8e9
+"""Floating-point operations a second below which a processor does not compute by itself what it is asked for."""
+
+
 @lru_cache
 def measure_speed(kind: str, threads: int) -> Speed:
-    """Speed of 768-wide matrix products on a device, fp32 and bf16, in under half a second on a CPU.
+    """Speed of matrix products on a device, fp32 and bf16, in about half a second on a CPU.
 
     Args:
         kind: Device kind.
@@ -205,9 +221,18 @@ def measure_speed(kind: str, threads: int) -> Speed:
 
 
 def _product_speed(kind: str, dtype: object) -> float:
+    if kind != "cpu":
+        return _square_speed(4096, kind, dtype)  # large enough that the answer is not all latency
+    small = _square_speed(256, kind, dtype)
+    # Products that are emulated would take seconds, and are known to be slow already.
+    return small if small < EMULATED else _square_speed(768, kind, dtype)
+
+
+def _square_speed(size: int, kind: str, dtype: object) -> float:
+    """Floating-point operations a second of the product of two square matrices."""
     import torch
 
-    size, times = (768 if kind == "cpu" else 4096), []  # large enough that a GPU's answer is not all latency
+    times = []
     left = torch.ones(size, size, dtype=dtype, device=kind)  # type: ignore[call-overload]
     for _ in range(6):
         started = time.perf_counter()

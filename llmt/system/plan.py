@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from llmt.config.run import TrainConfig
 from llmt.errors import DeviceError, OutOfMemoryError
-from llmt.system.estimate import Workload, training_bytes
+from llmt.system.estimate import Workload, checkpoint_bytes, training_bytes
 from llmt.system.machine import FAST_BF16, DeviceInfo, Machine, Speed, require_device
 from llmt.units import format_duration, format_size
 
@@ -41,23 +41,6 @@ class PlanLine:
     name: str
     value: Any
     reason: str
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and how to compute.
-
-    Attributes:
-        device: Kind of device.
-        precision: `fp32`, `bf16` or `fp16`.
-        threads: CPU threads of one operation.
-        lines: The reasons.
-    """
-
-    device: str
-    precision: Literal["fp32", "bf16", "fp16"]
-    threads: int
-    lines: tuple[PlanLine, ...]
 
 
 @dataclass(frozen=True)
@@ -187,7 +170,7 @@ def plan_run(
     workers = _workers(config, device)
     pinned = _pinned(config, device)
     compiled = _compile(config, machine, device, work, speed, precision.value, total_steps * accumulation.value)
-    backend = choose_backend(config, device)
+    backend = choose_backend(config, device, machine.world_size)
     lines = (
         PlanLine("device", device.kind, why),
         precision,
@@ -222,24 +205,36 @@ def _fit(
 ) -> tuple[PlanLine, PlanLine, int]:
     """The largest micro-batch that fits, the global batch unchanged."""
     asked, passes = config.training.per_device_train_batch_size, config.training.gradient_accumulation_steps
+    sharing = 1 if device.kind == "cuda" else machine.processes or config.training.num_processes
     room = device.memory if device.kind == "cuda" else machine.available
-    limit = None if room is None else round(room * MEMORY_SHARE)
+    limit = None if room is None else round(room * MEMORY_SHARE / sharing)
+    each = f" for each of {sharing} processes" if sharing > 1 else ""
     for micro in _divisors(asked):
-        sized = Workload(work.model, work.vocab_size, micro, work.block_size, work.trainable)
-        needed = training_bytes(sized, precision, checkpointing=config.training.gradient_checkpointing)
+        needed = _needed(config, device, replace(work, batch_size=micro), precision)
         if limit is None or needed <= limit:
             break
     else:
         raise OutOfMemoryError(
-            f"one sequence needs about {format_size(needed)}, and {format_size(limit or 0)} may be used",
+            f"one sequence needs about {format_size(needed)}, and {format_size(limit or 0)} may be used{each}",
             "llmt train --gradient-checkpointing, a smaller model, or a shorter --block-size",
         )
     accumulation = passes * asked // micro
     if micro == asked:
         return PlanLine("micro_batch", micro, "asked for"), PlanLine("accumulation", passes, "asked for"), needed
-    reason = f"{asked} would not fit into {format_size(limit or 0)}"
+    reason = f"{asked} would not fit into {format_size(limit or 0)}{each}"
     kept = f"keeps {asked * passes} sequences a step"
     return PlanLine("micro_batch", micro, reason), PlanLine("accumulation", accumulation, kept), needed
+
+
+def _needed(config: TrainConfig, device: DeviceInfo, work: Workload, precision: str) -> int:
+    """Bytes of one process, in the memory of the device."""
+    training, average = config.training, config.training.ema_decay is not None
+    copied = 0
+    if training.async_save and device.kind != "cuda":  # the copy lies in main memory
+        copied = checkpoint_bytes(work.parameters, work.trainable, adapter=config.lora.enabled, average=average)
+    return training_bytes(
+        work, precision, checkpointing=training.gradient_checkpointing, average=average, copied=copied
+    )
 
 
 def _divisors(number: int) -> Iterator[int]:
@@ -265,8 +260,13 @@ def _pinned(config: TrainConfig, device: DeviceInfo) -> PlanLine:
     return PlanLine("pin_memory", False, f"nothing is copied to another memory on {device.kind}")
 
 
-def choose_backend(config: TrainConfig, device: DeviceInfo) -> PlanLine:
+def choose_backend(config: TrainConfig, device: DeviceInfo, world_size: int | None = None) -> PlanLine:
     """How processes talk: as asked, else NCCL on CUDA and gloo elsewhere.
+
+    Args:
+        config: What was asked.
+        device: The chosen device.
+        world_size: Processes that a launcher started; None where none did.
 
     Raises:
         DeviceError: NCCL was asked for without CUDA.
@@ -274,7 +274,7 @@ def choose_backend(config: TrainConfig, device: DeviceInfo) -> PlanLine:
     asked = config.training.distributed_backend
     if asked == "nccl" and device.kind != "cuda":
         raise DeviceError(f"training.distributed_backend nccl: needs CUDA, not {device.kind}", "use gloo or auto")
-    number = config.training.num_processes
+    number = world_size or config.training.num_processes
     alone = "; one process, nothing is exchanged" if number == 1 else f"; {number} processes"
     if asked != "auto":
         return PlanLine("distributed_backend", asked, f"asked for{alone}")

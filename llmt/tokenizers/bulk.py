@@ -13,8 +13,7 @@ from types import TracebackType
 
 import tokenizers
 
-from llmt.errors import LlmtError
-from llmt.system.children import receive, send, start_child
+from llmt.system.children import death, receive, send, start_child
 from llmt.system.memory import physical_cores
 from llmt.tokenizers.base import Tokenizer, well_formed
 from llmt.tokenizers.chunks import ChunkEncoder, find_cut, unpack_ids
@@ -71,7 +70,8 @@ class BulkEncoder:
         """The ids of each text of each batch; at most two batches for each process are held.
 
         Raises:
-            LlmtError: A process died.
+            DataError: A process died.
+            OutOfMemoryError: One was killed, as the system does where memory runs out.
         """
         waiting: deque[Future[list[list[int]]]] = deque()
         for texts in batches:
@@ -95,8 +95,8 @@ class BulkEncoder:
         if self._threads is None:
             assert self._spec is not None
             self._threads = ThreadPoolExecutor(self._num_proc, thread_name_prefix="llmt-encode")
-            for _ in range(self._num_proc):
-                self._workers.append(_Worker(self._spec, self._cache_size))
+            for number in range(1, self._num_proc + 1):
+                self._workers.append(_Worker(number, self._spec, self._cache_size))
                 self._idle.put(self._workers[-1])
         return self._threads
 
@@ -150,7 +150,8 @@ class _Encoder:
 class _Worker:
     """A process that encodes one batch after the other."""
 
-    def __init__(self, spec: str, cache_size: int) -> None:
+    def __init__(self, number: int, spec: str, cache_size: int) -> None:
+        self._number = number
         self._process = start_child(__name__)
         self._first = [spec, str(cache_size)]
 
@@ -158,7 +159,8 @@ class _Worker:
         """The ids of each text.
 
         Raises:
-            LlmtError: The process died.
+            DataError: The process died.
+            OutOfMemoryError: It was killed, as the system does where memory runs out.
         """
         try:
             if self._first:
@@ -169,10 +171,8 @@ class _Worker:
         except OSError:  # nobody is there
             lengths = packed = None
         if lengths is None or packed is None:
-            raise LlmtError(
-                f"data.num_proc: a process that encoded text ended with status {self._process.wait()}",
-                "encode in one process: --set data.num_proc=1",
-            )
+            hint = "encode in one process: --set data.num_proc=1"
+            raise death("data.num_proc", self._number, self._process.wait(), hint)
         ids, start = [], 0
         for length in unpack_ids(lengths):
             ids.append(unpack_ids(packed[start : start + length]))

@@ -26,7 +26,8 @@ def count_words(
         progress: Told how many characters were read, about every million.
 
     Raises:
-        LlmtError: A process that counted died.
+        DataError: A process that counted died.
+        OutOfMemoryError: One was killed, as the system does where memory runs out.
     """
     blocks = _told(_blocks(texts), progress)
     table = WordTable(style)

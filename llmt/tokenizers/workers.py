@@ -13,8 +13,7 @@ from contextlib import suppress
 from queue import Full, Queue
 from typing import IO
 
-from llmt.errors import LlmtError
-from llmt.system.children import receive, send, start_child
+from llmt.system.children import death, receive, send, start_child
 from llmt.tokenizers.pretokenize import WordStyle
 from llmt.tokenizers.table import WordTable
 
@@ -23,13 +22,14 @@ def count_in_processes(blocks: Iterable[list[str]], table: WordTable, num_proc: 
     """Count blocks into `table` with `num_proc` processes, this one among them.
 
     Raises:
-        LlmtError: One of them died.
+        DataError: One of them died.
+        OutOfMemoryError: One was killed, as the system does where memory runs out.
     """
     queue: Queue[list[str] | None] = Queue(maxsize=num_proc - 1)
     workers: list[_Worker] = []
     try:
-        for _ in range(num_proc - 1):
-            workers.append(_Worker(table.style, queue))
+        for number in range(1, num_proc):
+            workers.append(_Worker(number, table.style, queue))
         for block in blocks:
             try:
                 queue.put_nowait(block)
@@ -53,7 +53,8 @@ def count_in_processes(blocks: Iterable[list[str]], table: WordTable, num_proc: 
 class _Worker:
     """A process, and the thread that feeds it."""
 
-    def __init__(self, style: WordStyle, queue: Queue[list[str] | None]) -> None:
+    def __init__(self, number: int, style: WordStyle, queue: Queue[list[str] | None]) -> None:
+        self._number = number
         self._queue = queue
         self._table: dict[str, int] | None = None
         self._failed = False
@@ -64,11 +65,7 @@ class _Worker:
     def check(self) -> None:
         """Raise if the process is gone."""
         if self._failed:
-            status = self._process.wait()
-            raise LlmtError(
-                f"num_proc: a process that counted words ended with status {status}",
-                "count in one process: num_proc 1",
-            )
+            raise death("num_proc", self._number, self._process.wait(), "count in one process: num_proc 1")
 
     def table(self) -> dict[str, int]:
         """The words it counted; waits for them."""

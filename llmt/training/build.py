@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from llmt.checkpoints.files import require_free_space
+from llmt.checkpoints.manifest import llmt_version
 from llmt.checkpoints.store import Checkpoint, CheckpointStore
 from llmt.checkpoints.weights import open_weights
 from llmt.config.load import cache_directory
@@ -42,7 +43,7 @@ from llmt.training.micro_batch import largest_micro_batch
 from llmt.training.model import compile_blocks, make_model, restore, take_model
 from llmt.training.optim import Optimizer
 from llmt.training.pace import limits_of, schedule_of
-from llmt.training.resume import check_same_run, pin_plan, share_step, weights_fingerprint
+from llmt.training.resume import SCHEDULE, check_same_run, pin_plan, share_step, weights_fingerprint
 from llmt.training.runtime import Runtime
 from llmt.training.sample import write_sample
 from llmt.training.sanity import Guard
@@ -214,9 +215,9 @@ def decide(
     plan = plan_run(config, machine, device, why, speed, work, steps, sequences)
     plan = _with_working_compiler(replace(plan, lines=plan.lines + lines), config)
     if state is not None:
-        plan = share_step(pin_plan(directory, plan, config), sequences, runtime.world_size)
+        plan = share_step(pin_plan(state, plan, config, runtime.world_size), sequences, runtime.world_size)
     plan = RunPlan.of_values(runtime.share(plan.values()))
-    fingerprint = _fingerprint(config, corpus, plan, start.base, runtime.world_size)
+    fingerprint = _fingerprint(config, corpus, plan, start.base, runtime.world_size, device.name)
     notes: tuple[str, ...] = ()
     if state is not None:
         notes = tuple(check_same_run(state, fingerprint, data_change=start.data_change))
@@ -319,7 +320,7 @@ def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, r
     def attempt(micro: int) -> None:
         # An eighth more, and moments that are not there yet: a step needs some room beside the trial's.
         moments = [torch.empty_like(weight.master).fill_(0) for weight in optimizer.weights for _ in range(2)]
-        rows = micro + math.ceil(micro / 8)
+        rows = micro + math.ceil(micro / 8) if micro > 1 else 1
         ids = torch.randint(vocab_size, (rows, block + 1), generator=torch.Generator().manual_seed(0))
         ids = ids.to(model.device)
         positions = (torch.arange(block, device=model.device) % (block // 2 + 1)).repeat(rows, 1) if masks else None
@@ -330,6 +331,7 @@ def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, r
         del moments
 
     sequences = plan.micro_batch * plan.accumulation
+    model.train()
     with torch.compiler.set_stance("default"):  # loads what the first step loads
         micro, reason = largest_micro_batch(sequences, attempt, plan.device)
     micro = -runtime.highest(-micro)
@@ -370,10 +372,10 @@ def _find_checkpoint(directory: Path, going: Going, runtime: Runtime) -> tuple[C
     if going.step is not None:
         return store.verified(going.step), ()
     found = runtime.on_main(lambda: store.latest(damaged.append, rename=going.rename))
-    checkpoint = found if runtime.is_main else store.latest(rename=going.rename)
-    if checkpoint is None:
+    step = runtime.share(None if found is None else found.step)
+    if step is None:
         raise ModelFileError(f"{directory}: no whole checkpoint; {'; '.join(damaged)}", "llmt train   starts a new run")
-    return checkpoint, tuple(damaged)
+    return found or store.verified(step), tuple(damaged)
 
 
 def _workload(config: TrainConfig, corpus: Corpus, base: Path | None) -> Workload:
@@ -407,27 +409,32 @@ def _validation(prepared: Prepared, runtime: Runtime) -> Validation | None:
     held_out = prepared.corpus.data.validation
     if held_out is None:
         return None
-    batch, limit = prepared.plan.micro_batch, prepared.config.training.eval_batches
-    whole = limit is None or limit * batch >= held_out.count
+    training = prepared.config.training
+    # As many sequences however they are batched: what was measured before a resume is compared with it.
+    count = held_out.count
+    if training.eval_batches is not None:
+        count = min(training.eval_batches * training.per_device_train_batch_size, count)
 
     def batches() -> Iterator[Batch]:
-        found = islice(evaluation_batches(held_out, batch), limit)
+        found = evaluation_batches(held_out, prepared.plan.micro_batch, count)
         return islice(found, runtime.rank, None, runtime.world_size)
 
     lossless = prepared.corpus.tokenizer.is_lossless  # bits for each byte mean nothing where bytes are dropped
-    return Validation(batches, held_out.text_bytes if whole and lossless else 0)
+    return Validation(batches, held_out.text_bytes if count == held_out.count and lossless else 0)
 
 
 def _fingerprint(
-    config: TrainConfig, corpus: Corpus, plan: RunPlan, base: Path | None, world_size: int
+    config: TrainConfig, corpus: Corpus, plan: RunPlan, base: Path | None, world_size: int, processor: str
 ) -> dict[str, Any]:
     return {
         # The checkpoints of an adapter do not hold the weights below it.
         "base": weights_fingerprint(base) if base is not None and config.lora.enabled else None,
         "data": corpus.data.fingerprint,
         "tokenizer": corpus.tokenizer.fingerprint(),
+        "llmt": llmt_version(),
         "torch": torch.__version__,
         "device": plan.device,
+        "processor": processor,
         "precision": plan.precision,
         "threads": plan.threads,
         "compile": plan.compile,
@@ -435,5 +442,5 @@ def _fingerprint(
         "processes": world_size,
         "micro_batch": plan.micro_batch,
         "sequences": plan.micro_batch * plan.accumulation * world_size,
-        "steps of the schedule": None if config.training.lr_scheduler_type == "constant" else plan.total_steps,
+        SCHEDULE: None if config.training.lr_scheduler_type == "constant" else plan.total_steps,
     }

@@ -68,7 +68,8 @@ def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
     if directory.exists() and not directory.is_dir():
         raise BusyOutputError(f"{directory}: is a file", "name another directory with --output-dir")
     steps = CheckpointStore(directory).steps()
-    if resume and not steps:
+    # A whole one that was about to be removed is brought back as soon as the directory is held.
+    if resume and not steps and not any(directory.glob(f"{layout.DELETED_PREFIX}*")):
         raise ModelFileError(f"{directory}: no checkpoint to resume from", "llmt train   starts a new run")
     is_run = (directory / layout.RUN_CONFIG).is_file()
     if resume or not _holds_work(directory, is_run):
@@ -112,7 +113,9 @@ def clear_directory(directory: Path) -> None:
 
 @contextmanager
 def held(directory: Path) -> Iterator[str | None]:
-    """Hold the directory of a run; if nothing comes of the run, the folders made for it go away again.
+    """Hold the directory of a run, without what a dead process left there half-done.
+
+    If nothing comes of the run, the folders made for it go away again.
 
     Yields:
         The process that held it last, where that was killed.
@@ -120,6 +123,7 @@ def held(directory: Path) -> Iterator[str | None]:
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         with output_lock(directory) as killed:
+            CheckpointStore(directory).clean()
             yield killed
     finally:
         with suppress(OSError):  # the first folder that holds something stays, and so do those above it

@@ -1,5 +1,6 @@
 """the end of a run -> a finished model, measured as anybody would measure it, and a sample of its text."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Finished:
     warning: str = ""
 
 
-def finish(trainer: TrainingLoop, keeper: RunKeeper, prepared: "Prepared", base: Path | None) -> Finished:
+def finish(loop: TrainingLoop, keeper: RunKeeper, prepared: "Prepared", base: Path | None) -> Finished:
     """Publish the best checkpoint (the last, where nothing is held out) and measure what was published.
 
     The model is loaded from its directory again, so that the number printed is the number that `llmt eval`
@@ -52,7 +53,7 @@ def finish(trainer: TrainingLoop, keeper: RunKeeper, prepared: "Prepared", base:
     Raises:
         StorageError: The disk refused.
     """
-    step, warning = _published_step(trainer, keeper)
+    step, warning = _published_step(loop, keeper)
     source = keeper.store.path(step)
     model = load_finished(source, base, prepared.plan.device)
     evaluation = None
@@ -61,13 +62,13 @@ def finish(trainer: TrainingLoop, keeper: RunKeeper, prepared: "Prepared", base:
         batches = evaluation_batches(held_out, prepared.plan.micro_batch)
         text_bytes = held_out.text_bytes if prepared.corpus.tokenizer.is_lossless else 0
         evaluation = evaluate(model, batches, text_bytes=text_bytes)
-    keeper.publish(step, _summary(trainer, prepared, model, evaluation))
+    keeper.publish(step, _summary(loop, prepared, model, evaluation))
     return Finished(prepared.directory, step, model, evaluation, warning)
 
 
-def _published_step(trainer: TrainingLoop, keeper: RunKeeper) -> tuple[int, str]:
+def _published_step(loop: TrainingLoop, keeper: RunKeeper) -> tuple[int, str]:
     """The best step, or the last where the best is gone or damaged; and what is to be said of that."""
-    state = trainer.state
+    state = loop.state
     if state.best_step is None:
         return state.step, ""
     try:
@@ -89,16 +90,16 @@ def sample_text(finished: Finished, prepared: "Prepared") -> Iterator[str]:
 
 
 def _summary(
-    trainer: TrainingLoop, prepared: "Prepared", model: BaseLanguageModel, evaluation: EvalReport | None
+    loop: TrainingLoop, prepared: "Prepared", model: BaseLanguageModel, evaluation: EvalReport | None
 ) -> dict[str, Any]:
     """The numbers of a run, for its record and its card."""
     values: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "vocab_size": prepared.corpus.tokenizer.vocab_size,
         "context_length": prepared.config.data.block_size,
-        "steps": trainer.state.step,
-        "tokens": trainer.state.tokens,
-        "seconds": round(trainer.state.seconds, 1),
+        "steps": loop.state.step,
+        "tokens": loop.state.tokens,
+        "seconds": round(loop.state.seconds, 1),
         "device": prepared.plan.device,
         "precision": prepared.plan.precision,
         "data_fingerprint": prepared.corpus.data.fingerprint,
@@ -107,5 +108,7 @@ def _summary(
         found = prepared.corpus.data.audit.values()
         values |= {f"data_{key}": found[key] for key in _AUDITED}
     if evaluation is not None:
-        values |= {f"validation_{key}": value for key, value in evaluation.values().items()}
+        found = evaluation.values()
+        # The perplexity of a run that exploded is infinite, which JSON cannot say.
+        values |= {f"validation_{key}": None if value == math.inf else value for key, value in found.items()}
     return values

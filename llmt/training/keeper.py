@@ -22,6 +22,7 @@ from llmt.checkpoints.weights import load_tensors, load_weights
 from llmt.config.load import dump_config
 from llmt.config.run import TrainConfig
 from llmt.data.batch import Batch
+from llmt.errors import StorageError
 from llmt.models.base import BaseLanguageModel
 from llmt.models.lora import LoraModel, write_adapter
 from llmt.system.plan import RunPlan
@@ -30,7 +31,7 @@ from llmt.training.average import Average
 from llmt.training.card import model_card
 from llmt.training.optim import Optimizer
 from llmt.training.report import StepReport
-from llmt.training.state import RunState, parse_state
+from llmt.training.state import RunState, Written, parse_state
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,19 @@ class Contents:
     Attributes:
         state: Position of the run.
         model: Weights by their names in the model's files.
-        masters: The trained weights by parameter name, where `model` is their average; else empty.
+        masters: The trained weights by parameter name, where `model` is their average; else None.
         optimizer: Its tensors.
     """
 
     state: RunState
     model: dict[str, Tensor]
-    masters: dict[str, Tensor]
+    masters: dict[str, Tensor] | None
     optimizer: dict[str, Tensor]
 
     def copied(self) -> "Contents":
         """The same with tensors of its own, in main memory, that training does not change."""
-        copies = [
-            {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-            for tensors in (self.model, self.masters, self.optimizer)
-        ]
-        return Contents(self.state, *copies)
+        masters = None if self.masters is None else _copied(self.masters)
+        return Contents(self.state, _copied(self.model), masters, _copied(self.optimizer))
 
 
 class RunKeeper:
@@ -89,11 +87,13 @@ class RunKeeper:
         self._config = config
         self._base = base
         self.source = source
-        self._writing: Callable[[], Path] | None = None
+        self._writing: Callable[[], Written] | None = None
         self._writer: ThreadPoolExecutor | None = None
+        self._first = 1
+        self._unlogged: list[str] = []
 
     def begin(self, audit: dict[str, Any], step: int) -> None:
-        """Write the configuration, the plan and the audit of the data; clear what a dead process left.
+        """Write the configuration, the plan and the audit of the data.
 
         Args:
             audit: Content of `audit.json`.
@@ -101,7 +101,7 @@ class RunKeeper:
         """
         with storage_errors("creating the run directory", self.directory):
             make_directory(self.directory)
-        self.store.clean()
+        self._first = step + 1
         self._rewind_metrics(step)
         write_text_atomic(self.directory / layout.RUN_CONFIG, dump_config(self._config))
         write_text_atomic(self.directory / layout.PLAN, _json(self.plan.values()))
@@ -128,8 +128,8 @@ class RunKeeper:
         else:
             self._writing = partial(self._write, contents)
 
-    def settle(self) -> Path:
-        """The directory of the checkpoint that was begun, once it is whole.
+    def settle(self) -> Written:
+        """The checkpoint that was begun, once it is whole.
 
         Raises:
             StorageError: The disk refused; earlier checkpoints stand.
@@ -137,6 +137,12 @@ class RunKeeper:
         assert self._writing is not None, "nothing was begun"
         finish, self._writing = self._writing, None
         return finish()
+
+    def close(self) -> None:
+        """Wait until nothing is written beside training: the lock of the run may be given up then."""
+        if self._writer is not None:
+            self._writer.shutdown()
+            self._writer = None
 
     def _contents(self, state: RunState, optimizer: Optimizer, average: Average | None) -> Contents:
         masters = optimizer.masters()
@@ -147,14 +153,14 @@ class RunKeeper:
         else:
             own = {self._model.saved_name(name): tensor for name, tensor in kept.items()}
             model = {**self._model.weights(), **own}
-        return Contents(state, model, masters if average is not None else {}, optimizer.state())
+        return Contents(state, model, None if average is None else masters, optimizer.state())
 
-    def _write(self, contents: Contents) -> Path:
+    def _write(self, contents: Contents) -> Written:
         state = contents.state
 
         def fill(staged: StagedDirectory) -> None:
             self._write_model(staged, contents)
-            if contents.masters:
+            if contents.masters is not None:
                 save_tensors(staged, layout.MASTERS, contents.masters)
             save_tensors(staged, layout.OPTIMIZER, contents.optimizer)
             staged.write_json(layout.STATE, state.values())
@@ -163,8 +169,11 @@ class RunKeeper:
         limit, steps = self._config.training.save_total_limit, self.store.steps()
         keep = {step for step in (state.best_step, self.source) if step in steps}
         older = sum(step not in steps[-limit:] for step in keep)
-        self.store.retain(limit + older, keep=keep)
-        return path
+        try:
+            self.store.retain(limit + older, keep=keep)
+        except StorageError as error:  # the new one stands all the same
+            return Written(path, error.message)
+        return Written(path)
 
     def _write_model(self, staged: StagedDirectory, contents: Contents) -> None:
         self._tokenizer.save_pretrained(staged.path)
@@ -198,9 +207,27 @@ class RunKeeper:
             staged.write_json("step.json", facts)
         return path
 
-    def log(self, report: StepReport) -> None:
-        """Add a line to `metrics.jsonl`."""
-        append_line(self.directory / layout.METRICS, json.dumps(report.metrics()))
+    def log(self, report: StepReport) -> str:
+        """Add a line to `metrics.jsonl`, where one is due; a line that the disk refuses is written with the next.
+
+        Returns:
+            What the disk refused, when that begins; else nothing.
+        """
+        due = report.step % self._config.logging.steps == 0 or report.step == self._first
+        if not due and report.evaluation is None:
+            return ""
+        refused = bool(self._unlogged)
+        self._unlogged.append(json.dumps(report.metrics()))
+        try:
+            self._log_rest()
+        except StorageError as error:
+            return "" if refused else f"step {report.step}: {error.message}; the line is kept and written later"
+        return ""
+
+    def _log_rest(self) -> None:
+        while self._unlogged:
+            append_line(self.directory / layout.METRICS, self._unlogged[0])
+            del self._unlogged[0]
 
     def publish(self, step: int, summary: dict[str, Any]) -> None:
         """Make the model of checkpoint `step` the finished model in the run's root.
@@ -212,6 +239,7 @@ class RunKeeper:
         Raises:
             StorageError: The disk refused.
         """
+        self._log_rest()
         source = self.store.path(step)
         kind = "adapter" if self._config.lora.enabled else "full"
         name = self._config.name or self.directory.name
@@ -224,31 +252,14 @@ class RunKeeper:
             staged.write_file(layout.MODEL_CARD, model_card(name, kind, dump_config(self._config), summary).encode())
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint that was read.
-
-    Attributes:
-        state: Position of the run.
-        model: Weights by their names in the model's files.
-        masters: The trained weights by parameter name, where `model` is their average; else None.
-        optimizer: Its tensors.
-    """
-
-    state: RunState
-    model: dict[str, Tensor]
-    masters: dict[str, Tensor] | None
-    optimizer: dict[str, Tensor]
-
-
-def read_checkpoint(checkpoint: Checkpoint) -> Saved:
+def read_checkpoint(checkpoint: Checkpoint) -> Contents:
     """The tensors and the state of a verified checkpoint.
 
     Raises:
         ModelFileError: A file is damaged or of another format version.
     """
     adapter, masters = checkpoint.path / layout.ADAPTER_MODEL, checkpoint.path / layout.MASTERS
-    return Saved(
+    return Contents(
         read_state(checkpoint),
         load_tensors(adapter) if adapter.exists() else load_weights(checkpoint.path),
         load_tensors(masters) if masters.exists() else None,
@@ -263,6 +274,10 @@ def read_state(checkpoint: Checkpoint) -> RunState:
         ModelFileError: It is of another format version.
     """
     return parse_state(read_json(checkpoint.path, layout.STATE), str(checkpoint.path / layout.STATE))
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def _step_of(line: str) -> float:

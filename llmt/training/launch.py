@@ -20,7 +20,7 @@ from typing import IO
 from llmt.config.run import TrainConfig
 from llmt.errors import DeviceError, Interrupted, LlmtError, PeerLostError, UsageError
 from llmt.system.memory import physical_cores
-from llmt.training.signals import STOP_SIGNALS
+from llmt.training.signals import STOP_SIGNALS, handled_by
 
 SETTLING = 2.0
 """Seconds after a process gave up the others in which the rest has to give up too, or it is taken for hung."""
@@ -57,6 +57,11 @@ runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
 def in_worker(environ: Mapping[str, str] | None = None) -> bool:
     """This process is one of several that somebody started together, or the only one that torchrun started."""
     return "LOCAL_RANK" in _environment(environ)
+
+
+def local_rank() -> int:
+    """Number of this process on its machine."""
+    return _number(os.environ, "LOCAL_RANK", 0)
 
 
 def is_launched(environ: Mapping[str, str] | None = None) -> bool:
@@ -393,17 +398,12 @@ class _Crew:
 @contextmanager
 def _passed_on(crew: _Crew) -> Iterator[None]:
     """While the body runs, signals that ask to stop go to the crew; an ignored one stays ignored."""
-    heard = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
 
     def handle(signum: int, frame: FrameType | None) -> None:
         crew.signal(signum)
 
-    earlier = {signum: signal.signal(signum, handle) for signum in heard}
-    try:
+    with handled_by(handle):
         yield
-    finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
 
 
 def _settings(number: int) -> dict[str, str]:

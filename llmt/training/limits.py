@@ -13,16 +13,31 @@ class Cadence:
     Attributes:
         steps: After every this many steps; 0 never.
         epochs: After each pass over the text instead.
+        seconds: Each time that so much more wall time has passed; 0 never.
     """
 
     steps: int = 0
     epochs: bool = False
+    seconds: float = 0.0
 
-    def due(self, step: int, before: float, now: float) -> bool:
-        """Whether it is done after `step`, which went from `before` to `now` passes over the text."""
+    def due(self, step: int, passes: tuple[float, float], clock: tuple[float, float] = (0.0, 0.0)) -> bool:
+        """Whether it is done after a step.
+
+        Args:
+            step: Its number, from 1.
+            passes: Passes over the text before and after it.
+            clock: Seconds of training before and after it.
+        """
         if self.epochs:
-            return math.floor(now + 1e-9) > math.floor(before + 1e-9)
+            return math.floor(passes[1] + 1e-9) > math.floor(passes[0] + 1e-9)
+        if self.seconds and clock[1] // self.seconds > clock[0] // self.seconds:
+            return True
         return self.steps > 0 and step % self.steps == 0
+
+    @property
+    def ever(self) -> bool:
+        """Whether it is done at all."""
+        return self.epochs or self.steps > 0 or self.seconds > 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class Limits:
     @property
     def validates(self) -> bool:
         """Whether held-out text is measured at all."""
-        return self.evaluate.epochs or self.evaluate.steps > 0
+        return self.evaluate.ever
 
 
 def total_steps(

@@ -22,9 +22,9 @@ from llmt.training.micro_batch import memory_errors
 from llmt.training.optim import Optimizer
 from llmt.training.report import StepReport
 from llmt.training.runtime import Runtime
-from llmt.training.sanity import Guard, check_finite, check_weights
+from llmt.training.sanity import Guard, check_finite, check_moved, check_weights
 from llmt.training.schedule import Schedule
-from llmt.training.state import RunState
+from llmt.training.state import RunState, Written
 from llmt.training.step import FIRST_SCALE, Gradients, Stepper, next_scale
 
 T = TypeVar("T")
@@ -40,8 +40,12 @@ class Keeper(Protocol):
         """Begin a checkpoint: `settle` has to be called before the next one."""
         ...
 
-    def settle(self) -> Path:
-        """Finish what was begun: its directory, whole. Where this fails there is nothing new."""
+    def settle(self) -> Written:
+        """Finish what was begun, so that it is whole. Where this fails there is nothing new."""
+        ...
+
+    def close(self) -> None:
+        """Wait until nothing is written any more."""
         ...
 
     def dump(self, step: int, window: list[Batch], facts: dict[str, Any]) -> Path:
@@ -100,9 +104,10 @@ class TrainingLoop:
         average: Moving average of the weights; where there is one, it is validated and kept as the model.
         validation: Held-out text; None where there is none.
         sampler: Writes a sample, piece by piece; None where none is wanted.
-        guard: Watches the first steps; None watches nothing.
+        guard: Watches the steps, above all the first; None watches nothing.
         fingerprint: What the run depends on; kept in every checkpoint.
         notes: Why a resumed run is not the same bit for bit, one phrase each.
+        stop_signal: Number of the signal that asked to stop; 0 before one did.
     """
 
     def __init__(
@@ -131,7 +136,7 @@ class TrainingLoop:
         self.fingerprint: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()
         self.seed = seed
-        self._stop_signal = 0
+        self.stop_signal = 0
         self._saved_step = 0
         self._begun: int | None = None
         self._failed_saves = 0
@@ -140,7 +145,7 @@ class TrainingLoop:
 
     def request_stop(self, signum: int) -> None:
         """Finish the step under way, save, and raise `Interrupted` from `run`."""
-        self._stop_signal = signum
+        self.stop_signal = signum
 
     def scale_loss(self) -> None:
         """Multiply the loss, as fp16 needs it."""
@@ -192,7 +197,7 @@ class TrainingLoop:
                 if evaluation is not None:
                     self._late = (f"the validation of step {self.state.step} was made up for: {evaluation.loss:.4f}",)
             while not self._finished():
-                begun, before = time.monotonic(), self.epoch
+                begun, before = time.monotonic(), (self.epoch, self.state.seconds)
                 window = [next(batches) for _ in range(self.limits.accumulation)]
                 with memory_errors(self.state.step + 1, self.limits):
                     report = self._step(stepper, window) | {"before": before}
@@ -205,6 +210,7 @@ class TrainingLoop:
                 self._heed_stop()
             self._settle(required=True)
         finally:
+            self.keeper.close()
             if isinstance(batches, Generator):
                 batches.close()
 
@@ -231,18 +237,18 @@ class TrainingLoop:
         loss = found.nats / max(tokens, 1)
         try:
             state, warnings = self._judge_gradients(found, loss, tokens)
+            rate = self._move(found)
+            check_moved(self.state.step + 1, self.optimizer)
         except DivergedError as error:
             raise self._dumped(error, window, found) from None
-        rate = self._move(found)
         scale, steps = next_scale(found.scale, state.loss_scale, state.scaled_steps)
         self.state = state.advance(
             step=state.step + 1, tokens=state.tokens + tokens, loss_scale=scale, scaled_steps=steps
         )
         if self.average is not None:
             self.average.update(state.step + 1)
-        if self.guard is not None and tokens and self.guard.after(rate, loss):
-            warnings += self.guard.warnings
-            self.guard = None
+        if self.guard is not None and tokens:
+            warnings += self.guard.after(rate, loss)
         return {"loss": loss, "learning_rate": rate, "grad_norm": found.norm, "trained": tokens,
                 "warnings": warnings}  # fmt: skip
 
@@ -274,11 +280,12 @@ class TrainingLoop:
         Of a stream that ends by tokens nobody knows how many steps they take: their share is that of the schedule.
         """
         state, limits, total = self.state, self.limits, self.schedule.total_steps
+        done: float = state.step
         if limits.by_tokens and limits.max_tokens is not None:
-            return total * min(state.tokens / limits.max_tokens, 1.0)
+            done = total * min(state.tokens / limits.max_tokens, 1.0)
         if limits.max_seconds is None:
-            return state.step
-        return max(state.step, total * min(state.seconds / limits.max_seconds, 1.0))
+            return done
+        return max(done, total * min(state.seconds / limits.max_seconds, 1.0))
 
     def _dumped(self, error: DivergedError, window: list[Batch], found: Gradients) -> DivergedError:
         """The error, with where its batches were kept and which samples they are."""
@@ -298,19 +305,19 @@ class TrainingLoop:
 
     def _complete(self, report: dict[str, Any], seconds: float) -> StepReport:
         """Validate, sample and save where that is due, and say what the step did."""
-        limits, before, now = self.limits, report.pop("before"), self.epoch
-        step, last = self.state.step, self._finished()
+        limits, (before, clock), now = self.limits, report.pop("before"), self.epoch
+        step, last, moment = self.state.step, self._finished(), ((before, now), (clock, self.state.seconds))
         evaluation, best = None, False
-        if self.validation is not None and limits.validates and (last or limits.evaluate.due(step, before, now)):
+        if self.validation is not None and limits.validates and (last or limits.evaluate.due(step, *moment)):
             evaluation, best = self._validate()
             last = last or self.stopped_early
         sample = None
-        if self.sampler is not None and limits.sample.due(step, before, now):
+        if self.sampler is not None and limits.sample.due(step, *moment):
             sample = self._sample(self.sampler)
         checkpoint = None
         report["warnings"] += self._late
         self._late = ()
-        if best or last or limits.save.due(step, before, now):
+        if best or last or limits.save.due(step, *moment):
             checkpoint, refused = self._save(required=last)
             report["warnings"] += refused
         return StepReport(
@@ -345,7 +352,7 @@ class TrainingLoop:
         with self._averaged(), torch.compiler.set_stance("force_eager"):
             own = evaluate(self.model, self._until_stopped(validation.batches()), text_bytes=validation.text_bytes)
         nats, tokens = self.runtime.total(own.nats, own.tokens)
-        if self.runtime.highest(self._stop_signal):
+        if self.runtime.highest(self.stop_signal):
             return None
         check_finite(self.state.step, nats, 0.0, self.optimizer)
         return EvalReport(nats, round(tokens), own.text_bytes)
@@ -363,7 +370,7 @@ class TrainingLoop:
 
     def _until_stopped(self, items: Iterator[T]) -> Iterator[T]:
         for item in items:
-            if self._stop_signal:
+            if self.stop_signal:
                 return
             yield item
 
@@ -392,7 +399,7 @@ class TrainingLoop:
             return None, ()
         step, self._begun = self._begun, None
         try:
-            path = self.runtime.on_main(self.keeper.settle)
+            written = self.runtime.on_main(self.keeper.settle)
         except StorageError as error:
             self._failed_saves += 1
             if required or self._failed_saves >= MOST_FAILED_SAVES:
@@ -402,10 +409,12 @@ class TrainingLoop:
             self.state = self.state.advance(best_step=best_step, best_loss=best_loss)
             return None, (f"step {step}: {error.message}; another checkpoint is tried when the next one is due",)
         self._failed_saves, self._saved_step = 0, step
-        return path, ()
+        if written is None:
+            return None, ()
+        return written.path, (f"step {step}: {written.problem}",) if written.problem else ()
 
     def _heed_stop(self) -> None:
-        signum = self.runtime.highest(self._stop_signal)
+        signum = self.runtime.highest(self.stop_signal)
         if not signum:
             return
         self._settle(required=False)

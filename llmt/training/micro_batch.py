@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from llmt.errors import OutOfMemoryError
+from llmt.errors import OutOfMemoryError, says_out_of_memory
 from llmt.system.memory import get_memory_usage, peak_memory, process_memory, reset_peak
 from llmt.training.limits import Limits
 from llmt.units import format_size
@@ -13,14 +13,10 @@ from llmt.units import format_size
 SHARE = 0.85
 """Share of the free memory that a trial may foresee to use."""
 
-_REFUSALS = ("not enough memory", "out of memory", "can't allocate memory")
-
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: torch's own allocator for CPUs raises a plain RuntimeError."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        text in str(error).lower() for text in _REFUSALS
-    )
+    return isinstance(error, torch.OutOfMemoryError) or says_out_of_memory(error)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def make_model(
     _set_checkpointing(model, config)
     if config.lora.enabled:
         torch.manual_seed(config.seed)
-        return add_lora(model.to(dtype), config.lora), {}
+        return add_lora(_cast(model, dtype), config.lora), {}
     return _rounded(model, dtype)
 
 
@@ -71,13 +71,18 @@ def _rounded(model: BaseLanguageModel, dtype: torch.dtype) -> tuple[BaseLanguage
     exact: dict[str, Tensor] = {}
     if dtype != torch.float32:
         exact = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return _cast(model, dtype), exact
+
+
+def _cast(model: BaseLanguageModel, dtype: torch.dtype) -> BaseLanguageModel:
+    """The model with parameters in another precision, in place."""
     kept = {name: b.clone() for name, b in model.named_buffers() if b.is_floating_point()}
     model.to(dtype)
     if isinstance(model, HuggingFaceModelWrapper):  # its rotary frequencies are fp32 in every precision
         for name, buffer in kept.items():
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, buffer)
-    return model, exact
+    return model
 
 
 def compile_blocks(model: BaseLanguageModel, plan: RunPlan) -> None:
@@ -86,6 +91,14 @@ def compile_blocks(model: BaseLanguageModel, plan: RunPlan) -> None:
     if plan.compile and isinstance(inner, TransformerLM):
         for block in inner.model.layers:
             block.compile(dynamic=False)
+
+
+def release(model: BaseLanguageModel) -> None:
+    """Take back what a run sets on a model that somebody else goes on with."""
+    if isinstance(model, TransformerLM):
+        model.gradient_checkpointing = False
+        for block in model.model.layers:
+            block._compiled_call_impl = None  # what `compile` set; torch has no call that undoes it
 
 
 def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import partial
 
 from llmt.config.run import TrainConfig
 from llmt.system.plan import RunPlan
@@ -36,12 +37,9 @@ def limits_of(config: TrainConfig, plan: RunPlan, samples: int | None, world_siz
     if training.num_train_epochs is not None and samples is not None:
         together = plan.micro_batch * plan.accumulation * world_size
         stops.append(math.ceil(training.num_train_epochs * samples / together))
-
-    def cadence(strategy: str, steps: int | None, times: int) -> Cadence:
-        if strategy == "epoch":
-            return Cadence(epochs=True)
-        return Cadence(steps or max(math.ceil(total / times), 1)) if strategy == "steps" else Cadence()
-
+    # A run that only the clock ends may make few of its steps: then the clock counts here too.
+    named = (training.max_steps, training.num_train_epochs, training.max_tokens)
+    cadence = partial(_cadence, total=total, seconds=training.max_time if named == (None, None, None) else None)
     return Limits(
         # A run by tokens ends when they are reached, though short blocks may need a step more.
         max_steps=min(stops, default=sys.maxsize if by_tokens else 2 * total + 1),
@@ -59,3 +57,12 @@ def limits_of(config: TrainConfig, plan: RunPlan, samples: int | None, world_siz
         by_tokens=by_tokens,
         async_save=training.async_save,
     )
+
+
+def _cadence(strategy: str, steps: int | None, times: int, *, total: int, seconds: float | None) -> Cadence:
+    """Every so many steps, or so many times a run of `total` steps, or one of `seconds`."""
+    if strategy != "steps":
+        return Cadence(epochs=strategy == "epoch")
+    if steps is None and seconds is not None:
+        return Cadence(seconds=seconds / times)
+    return Cadence(steps or max(math.ceil(total / times), 1))

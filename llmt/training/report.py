@@ -19,7 +19,7 @@ class StepReport:
         step: Steps finished, this one included.
         epoch: Passes over the training text so far.
         loss: Mean nats for each trained token of the step; 0 where none was trained.
-        learning_rate: AdamW's rate in this step.
+        learning_rate: Rate of this step, that of the last group where they differ.
         grad_norm: Global norm before clipping.
         tokens: Trained tokens so far, over the whole run.
         tokens_per_second: Speed of this step.

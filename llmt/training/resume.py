@@ -9,7 +9,6 @@ from typing import Any
 from llmt.checkpoints import layout
 from llmt.checkpoints.detect import find_weights
 from llmt.checkpoints.files import storage_errors
-from llmt.checkpoints.reading import read_json
 from llmt.config.fields import walk_fields
 from llmt.config.load import ConfigSource, load_run
 from llmt.config.run import TrainConfig
@@ -32,8 +31,11 @@ MAY_DIFFER = {
 }  # fmt: skip
 """Settings that a resume may change: none of them changes what a step computes from what."""
 
-PINNED = ("precision", "threads", "micro_batch", "accumulation", "compile")
+PINNED = ("precision", "threads", "micro_batch", "compile")
 """Decisions that a resume takes over where they were left open, so that the numbers stay the same bit for bit."""
+
+SCHEDULE = "steps of the schedule"
+"""In the fingerprint: where the learning rate reaches its floor; None where it is constant."""
 
 
 CHANGES = "data_changes"
@@ -90,6 +92,8 @@ def check_same_run(state: RunState, fingerprint: dict[str, Any], *, data_change:
         changes.append(state.step)
         notes.append(f"{what} changed since step {state.step}")
     notes += [f"{key} {before[key]} -> {now}" for key, now in fingerprint.items() if before.get(key, now) != now]
+    if fingerprint["device"] != "cpu":
+        notes.append(f"{fingerprint['device']} adds in no fixed order")
     if changes:
         fingerprint[CHANGES] = changes
     return notes
@@ -109,17 +113,25 @@ def weights_fingerprint(directory: Path) -> str:
     return total.hexdigest()
 
 
-def pin_plan(directory: Path, plan: RunPlan, asked: TrainConfig) -> RunPlan:
-    """The plan of a resume: what the run decided by itself stays decided, on the same kind of device."""
-    saved = read_json(directory, layout.PLAN)
-    if saved.get("device") != plan.device:
+def pin_plan(state: RunState, plan: RunPlan, asked: TrainConfig, processes: int) -> RunPlan:
+    """The plan of a resume: what the run decided by itself stays decided, on the same kind of device.
+
+    Args:
+        state: That of the checkpoint, which knows what its steps were computed with.
+        plan: What would be decided today.
+        asked: The configuration: what it names is not left open.
+        processes: How many share a step now.
+    """
+    before = dict(state.fingerprint or {})
+    if before.get("device") != plan.device:
         return plan
-    kept: dict[str, Any] = {key: saved[key] for key in PINNED if key in saved}
+    kept: dict[str, Any] = {key: before[key] for key in PINNED if key in before}
     if asked.training.compile != "auto":
         kept.pop("compile", None)
-    if asked.threads is not None:
-        kept.pop("threads", None)
-    return replace(plan, lines=tuple(_pin_line(line, kept, saved) for line in plan.lines), **kept)
+    if asked.threads is not None or before.get("processes") != processes:
+        kept.pop("threads", None)  # more processes share the cores, or fewer
+    lines = tuple(_pin_line(line, kept, before.get(SCHEDULE)) for line in plan.lines)
+    return replace(plan, lines=lines, **kept)
 
 
 def share_step(plan: RunPlan, sequences: int, processes: int) -> RunPlan:
@@ -143,11 +155,10 @@ def share_step(plan: RunPlan, sequences: int, processes: int) -> RunPlan:
     return plan.with_micro_batch(micro, own // micro, f"{sequences} sequences a step, as the run began")
 
 
-def _pin_line(line: PlanLine, kept: dict[str, Any], saved: dict[str, Any]) -> PlanLine:
+def _pin_line(line: PlanLine, kept: dict[str, Any], before: int | None) -> PlanLine:
     if line.name in kept:
         return replace(line, value=kept[line.name], reason="as the run began")
-    before = saved.get("total_steps")
-    if line.name == "steps" and before != line.value:
+    if line.name == "steps" and before not in (None, line.value):
         return replace(line, reason=f"{line.reason}; was {before}, so the learning rate follows a new curve from here")
     return line
 

@@ -335,6 +335,19 @@ class _Telling:
                 return
 
 
+def take_own_device(asked: str) -> None:
+    """In one of several processes: what is done on CUDA from here on is done on the device of its local number.
+
+    Args:
+        asked: The device of the configuration.
+    """
+    from llmt.training.launch import in_worker, local_rank
+
+    wanted = in_worker() and asked in ("auto", "cuda") and torch.cuda.is_available()
+    if wanted and local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank())
+
+
 def open_runtime(config: "TrainConfig", device: str, backend: str, environ: Mapping[str, str] | None = None) -> Runtime:
     """The processes of this run. On CUDA it chooses the device, so it comes before everything that lies there.
 

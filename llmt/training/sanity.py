@@ -61,13 +61,29 @@ def check_finite(step: int, loss: float, grad_norm: float, weights: Optimizer) -
     raise DivergedError(f"{what} at step {step}{where}", "lower training.learning_rate or lengthen the warm-up")
 
 
+def check_moved(step: int, optimizer: Optimizer) -> None:
+    """A step left numbers only in the weights.
+
+    Raises:
+        DivergedError: It did not; names the step and the first bad tensor.
+    """
+    norms = torch._foreach_norm([weight.master.detach() for weight in optimizer.weights])
+    if math.isfinite(float(torch.stack(norms).sum())):
+        return
+    _check_numbers(step, optimizer.masters())  # a norm may overflow where no weight does
+
+
 def check_weights(step: int, optimizer: Optimizer) -> None:
-    """What would be saved holds numbers only: the last update before a checkpoint may have overflowed.
+    """What would be saved holds numbers only: weights, and moments, which may overflow before the weights do.
 
     Raises:
         DivergedError: It does not; names the step and the first bad tensor.
     """
-    for name, tensor in (optimizer.masters() | optimizer.state()).items():
+    _check_numbers(step, optimizer.masters() | optimizer.state())
+
+
+def _check_numbers(step: int, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise DivergedError(
                 f"{name} is not finite after step {step}", "lower training.learning_rate or lengthen the warm-up"
@@ -145,14 +161,13 @@ def check_first_loss(loss: float, vocab_size: int, *, own: bool = True) -> None:
 class Guard:
     """Watches the first steps of a process: what is trained has a gradient and changes, and nothing else does.
 
+    Later it counts steps without a target.
+
     Args:
         model: What is trained.
         optimizer: What moves it.
         fresh: Weights are random, so that the first loss is known.
         own: The architecture is ours, or an adapter of ours.
-
-    Attributes:
-        warnings: What is unusual and may be meant, one sentence each.
     """
 
     def __init__(
@@ -164,7 +179,7 @@ class Guard:
         self._watch: ChangeWatch | None = None
         self._empty = 0
         self._own = own
-        self.warnings: tuple[str, ...] = ()
+        self._over = False
 
     def begin(self) -> None:
         """Before the first step.
@@ -184,7 +199,7 @@ class Guard:
         Raises:
             DivergedError: Labels are not the next ids, the model sees them, or there are none in many steps.
         """
-        if self._watch is None:
+        if self._watch is None and not self._over:
             for batch in window:
                 check_objective(batch)
             check_causal(self._model, window[0])
@@ -200,8 +215,8 @@ class Guard:
         if self._watch is not None:
             self._watch.gradients()
 
-    def after(self, rate: float, loss: float) -> bool:
-        """Look at what a step did; whether the watch is over.
+    def after(self, rate: float, loss: float) -> tuple[str, ...]:
+        """Look at what a step with targets did; what is unusual and may be meant, one sentence each.
 
         Args:
             rate: Learning rate of the step; too low ones do not count.
@@ -211,20 +226,24 @@ class Guard:
             DivergedError: A trainable tensor has no gradient or is unchanged, a frozen one moved, or the first loss is
                 not that of a guess.
         """
-        assert self._watch is not None
+        if self._watch is None:
+            return ()
         if self._fresh:
             check_first_loss(loss, self._model.vocab_size, own=self._own)
             self._fresh = False
         if rate < WATCHED_RATE:
-            return False
+            return ()
+        warning = ""
         try:
-            return not self._watch.after_step()
+            self._over = not self._watch.after_step()
         except NoGradientError as error:
             if self._own:
                 raise
             # Other architectures have tensors that some batches do not reach, such as routers.
-            self.warnings = (error.message,)
-            return True
+            self._over, warning = True, error.message
+        if self._over:
+            self._watch = None
+        return (warning,) if warning else ()
 
 
 class NoGradientError(DivergedError):

@@ -24,6 +24,13 @@ def stop_on_signal(request: Callable[[int], None]) -> Iterator[None]:
             asked.append(signum)
             request(signum)
 
+    with handled_by(handle):
+        yield
+
+
+@contextmanager
+def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While the body runs, SIGINT, SIGTERM and SIGHUP call `handle`; the earlier handlers are put back afterwards."""
     # What was told to be ignored stays ignored: a run under nohup outlives its terminal.
     heard = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
     earlier = {signum: signal.signal(signum, handle) for signum in heard}

@@ -1,6 +1,7 @@
 """What must survive between two processes of one run, besides tensors."""
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from llmt.errors import ModelFileError
@@ -49,6 +50,19 @@ class RunState:
     def values(self) -> dict[str, Any]:
         """The content of `state.json`."""
         return {"format": STATE_FORMAT, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that stands.
+
+    Attributes:
+        path: Its directory.
+        problem: Why an older one could not be removed; empty where none had to be, or it was.
+    """
+
+    path: Path
+    problem: str = ""
 
 
 def parse_state(values: dict[str, Any], name: str) -> RunState:

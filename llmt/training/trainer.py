@@ -1,5 +1,6 @@
 """A model, a tokenizer and texts in memory -> a run: the trainer for those who call llmt from Python."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from llmt.training.directory import claim_directory, held, run_directory
 from llmt.training.keeper import RunKeeper
 from llmt.training.launch import world_size
 from llmt.training.loop import TrainingLoop
+from llmt.training.model import release
 from llmt.training.report import StepReport
 from llmt.training.resume import check_same_config
 from llmt.training.runtime import Runtime, open_runtime
@@ -104,6 +106,9 @@ class Trainer:
             resume: Go on from the newest whole checkpoint, if there is one.
             overwrite: Replace the run that stands there.
 
+        Warns of damaged checkpoints that are passed over, of a resume that is not the same bit for bit, and of what
+        the disk refuses and the run does without.
+
         Raises:
             BusyOutputError: Another run is there, or another process holds the directory.
             MismatchError: The run to go on from has other texts, settings or weights.
@@ -118,16 +123,19 @@ class Trainer:
         claim_directory(self.directory, resume=resume, overwrite=overwrite)
         with _process(self.config) as runtime, held(self.directory):
             loop, keeper, prepared, rounded = self._begin(runtime, resume=resume, overwrite=overwrite)
-            first, every = loop.state.step + 1, self.config.logging.steps
+            for sentence in prepared.damaged:
+                _warn(sentence)
+            if loop.notes:
+                _warn(f"the resume is not bit for bit: {', '.join(loop.notes)}")
             try:
                 for report in loop.run():
-                    if report.step % every == 0 or report.evaluation is not None or report.step == first:
-                        keeper.log(report)
+                    _warn(keeper.log(report))
                     yield report
             finally:
                 kept = loop.optimizer.masters() if loop.average is None else loop.average.values
                 self._take(rounded | kept)
-            finish(loop, keeper, prepared, None)
+                release(self.model)
+            _warn(finish(loop, keeper, prepared, None).warning)
 
     def train(self, *, resume: bool = False, overwrite: bool = False) -> StepReport | None:
         """The same at once; the report of the last step, None where there was none left.
@@ -247,6 +255,11 @@ class Trainer:
         if size == wanted:
             return ()
         return (PlanLine("block_size", size, f"the context of the model, {wanted} was asked"),)
+
+
+def _warn(sentence: str) -> None:
+    if sentence:
+        warnings.warn(sentence, stacklevel=3)
 
 
 def _wrapped(model: Any) -> BaseLanguageModel:

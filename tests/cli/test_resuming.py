@@ -14,6 +14,12 @@ def _weights(directory: Path) -> bytes:
     return (directory / "runs" / "quickstart" / "model.safetensors").read_bytes()
 
 
+def _content(directory: Path) -> dict[Path, bytes]:
+    """Every file, but for who holds the directory."""
+    found = (path for path in directory.rglob("*") if path.is_file() and not path.name.startswith(".lock"))
+    return {path: path.read_bytes() for path in found}
+
+
 @pytest.fixture
 def begun(inside: Any, text_file: Path, tiny: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
     """A directory with a run of 12 steps that keeps all checkpoints, and the command line that began it."""
@@ -83,12 +89,17 @@ def test_forms_of_resume(inside: Any, begun: tuple[Path, tuple[str, ...]], form:
     (("runs/quickstart", "--verify-resume", "--overwrite"), 2, "--overwrite"),
     (("runs/quickstart", "--resume", "--threads", "2", "--strict-resume"), 5, "threads 1 -> 2"),
     (("runs/quickstart", "--resume", "--max-time", "1h", "--strict-resume"), 5, "clock"),
+    (("runs/quickstart", "--strict-resume"), 2, "--strict-resume: is about a resume"),
+    (("runs/quickstart", "--allow-data-change"), 2, "--allow-data-change: is about a resume"),
+    (("--resume", "runs/quickstart/checkpoint-4", "--threads", "2", "--strict-resume"), 5, "threads 1 -> 2"),
 ])  # fmt: skip
 def test_resumes_that_cannot_be(
     inside: Any, begun: tuple[Path, tuple[str, ...]], form: tuple[str, ...], code: int, says: str
 ) -> None:
-    """Each is refused in two lines, with what to type."""
+    """Each is refused in two lines, with what to type, and nothing of the run is touched."""
+    before = _content(begun[0] / "runs")
     result = inside("train", *form, cwd=begun[0])
+    assert _content(begun[0] / "runs") == before
     assert result.code == code, result.err
     assert says in result.lines[-2]
     assert [line.split(":")[0] for line in result.lines[-2:]] == ["error", "hint"]
@@ -207,3 +218,50 @@ def test_memory_that_runs_out_in_a_step(
     plan = json.loads((text_file.parent / "runs/quickstart/plan.json").read_text())
     assert 1 < plan["micro_batch"] < 32768
     assert plan["micro_batch"] * plan["accumulation"] == 32768
+
+
+@pytest.mark.parametrize("flag", ["--verify-resume", "--strict-resume"])
+def test_looking_sets_nothing_aside(inside: Any, begun: tuple[Path, tuple[str, ...]], flag: str) -> None:
+    """A damaged checkpoint is said and left where it is; a strict resume takes no other one."""
+    run = begun[0] / "runs" / "quickstart"
+    data = bytearray((run / "checkpoint-12/model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (run / "checkpoint-12/model.safetensors").write_bytes(data)
+    before = _content(run)
+    resume = ("--resume",) if flag == "--strict-resume" else ()
+    result = inside("train", "runs/quickstart", *resume, flag, cwd=begun[0])
+    assert result.code == (4 if resume else 0), result.err
+    assert "checkpoint-12 is damaged" in result.err
+    assert _content(run) == before
+
+
+def test_a_checkpoint_that_was_about_to_go_is_brought_back(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:
+    """Where a process died while it removed the last whole one, a resume goes on from it."""
+    run = begun[0] / "runs" / "quickstart"
+    for step in (4, 8):
+        (run / f"checkpoint-{step}").rename(begun[0] / f"gone-{step}")
+    (run / "checkpoint-12").rename(run / ".del-checkpoint-12-ab")
+    result = inside("train", "runs/quickstart", "--resume", "--max-steps", "13", cwd=begun[0])
+    assert result.code == 0, result.err
+    assert "resuming at step 12 of 13" in result.err
+
+
+def test_shortened_blocks_are_the_same_command(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:
+    """A run whose blocks were cut to the context of its base goes on by the command that began it."""
+    command = (
+        "train", "quickstart", "--base", "runs/quickstart", "--data", "text.txt", "--block-size", "4096", "-o", "more",
+        "--max-steps", "2", "--compile", "never", "--resume", "auto", "--sample-tokens", "0", "--threads", "1",
+    )  # fmt: skip
+    for said in ("4096 was asked", "resuming at step 2 of 2"):
+        result = inside(*command, cwd=begun[0])
+        assert result.code == 0, result.err
+        assert said in result.err
+
+
+def test_a_plan_counts_the_processes(inside: Any, text_file: Path, tiny: tuple[str, ...]) -> None:
+    """Four processes take four times the sequences of a step, also where the plan alone is wanted."""
+    command = ("train", "quickstart", "--data", "text.txt", *tiny, "--plan", "--num-processes")
+    plans = [json.loads(inside(*command, number, "--json", cwd=text_file.parent).out) for number in ("1", "4")]
+    steps = [next(line for line in plan["lines"] if line["name"] == "steps")["reason"] for plan in plans]
+    read = [int(reason.split("; ")[1].split()[0].replace(",", "")) for reason in steps]
+    assert read[1] == 4 * read[0]

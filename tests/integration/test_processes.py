@@ -163,58 +163,81 @@ def test_all_processes_hear_the_same(environment: dict[str, str]) -> None:
 
 
 STEPS = """
-def batches(step):
-    generator = torch.Generator().manual_seed(step)
-    inputs = torch.randn(4, 5, 16, generator=generator)
-    labels = torch.randint(7, (4, 5), generator=generator)
-    labels[0, 3:] = labels[1, 1:] = labels[2, :] = -100
-    if step == 1:
-        labels[1] = labels[3] = -100  # all that the second process has
-    return inputs, labels
+from torch import nn
+from llmt.data.batch import IGNORED, Batch
+from llmt.models.base import BaseLanguageModel
+from llmt.training.step import Stepper
 
-def gradients(runtime, batch):
+class Small(BaseLanguageModel):
+    def __init__(self):
+        super().__init__()
+        self.vocab_size, self.context_length = 7, 5
+        self.embed, self.mix, self.rare = nn.Embedding(7, 16), nn.Linear(16, 32), nn.Linear(16, 32)
+        self.head, self.never = nn.Linear(32, 7, bias=False), nn.Linear(3, 3)
+
+    def hidden_states(self, input_ids, cache=None):
+        rare = (input_ids == 0)[..., None]
+        inputs = self.embed(input_ids)
+        found = self.mix(inputs)
+        return torch.tanh(found + rare * self.rare(inputs) if bool(rare.any()) else found)
+
+    def output_weight(self):
+        return self.head.weight
+
+def batches(step, size):
+    generator = torch.Generator().manual_seed(step)
+    ids = torch.randint(1, 7, (4, 5), generator=generator)
+    labels = torch.randint(7, (4, 5), generator=generator)
+    labels[0, 3:] = labels[1, 1:] = labels[2, :] = IGNORED
+    if step == 1:
+        labels[1] = labels[3] = IGNORED  # all that the second process has
+    if step == 2:
+        ids[3, 1] = 0  # what only the second process has a gradient of
+    rows = [slice(first, first + size) for first in range(0, 4, size)]
+    return [Batch(ids[row], labels[row], int((labels[row] != IGNORED).sum())) for row in rows]
+
+def steps(runtime, size):
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 7))
+    model = Small()
     optimizer = Optimizer(model, TrainingConfig(optimizer="adamw"))
     runtime.prepare(model, optimizer)
-    kept = []
-    for step in range(3):
-        inputs, labels = batches(step)
-        own = range(runtime.rank * batch, 4, runtime.world_size * batch)
-        tokens = runtime.total(sum(int((labels[n : n + batch] != -100).sum()) for n in own))[0]
-        nats = 0.0
-        for n in own:
-            if bool((labels[n : n + batch] == -100).all()):
-                continue
-            logits = model(inputs[n : n + batch]).flatten(0, 1)
-            loss = torch.nn.functional.cross_entropy(logits, labels[n : n + batch].flatten(), reduction="sum")
-            (loss / tokens).backward()
-            nats += float(loss.detach())
-        nats, *having = runtime.total(nats, *(float(w.master.grad is not None) for w in optimizer.weights))
-        for weight, number in zip(optimizer.weights, having):
-            if number and weight.master.grad is None:
-                weight.master.grad = torch.zeros_like(weight.master)
-        runtime.sum_gradients([w.master.grad for w in optimizer.weights])
-        flat = torch.cat([w.master.grad.flatten() for w in optimizer.weights])
-        kept.append([nats / tokens, flat.tolist()])
+    stepper, kept = Stepper(model, optimizer, 0, runtime), []
+    for step in range(4):
+        window = batches(step, size)[runtime.rank :: runtime.world_size]
+        tokens = round(runtime.total(sum(batch.tokens for batch in window))[0])
+        found = stepper.gradients(window, step, tokens, 1024.0 if step == 3 else None)
+        gradients = {w.name: None if w.master.grad is None else w.master.grad.flatten().tolist()
+                     for w in optimizer.weights}
+        kept.append([found.nats / tokens, found.norm, gradients])
         optimizer.set_rate(1.0)
         optimizer.step()
     return kept
 
 runtime = world()
-print(json.dumps({"two": gradients(runtime, 1), "one": gradients(Runtime(), 4)}))
+print(json.dumps({"two": steps(runtime, 1), "one": steps(Runtime(), 4)}))
 """
 
 
 def test_gradients_are_those_of_one_process_on_the_whole_batch(environment: dict[str, str]) -> None:
-    """Rows of unequal numbers of tokens, one with none, and a step in which a process has nothing at all."""
+    """Rows of unequal numbers of tokens, one with none, a step in which a process has nothing at all; and tensors that
+    the loss reaches on one process, or on none.
+    """
     ended = finish(start(STEPS, environment), (0, 1))
     assert [one.code for one in ended] == [0, 0], ended
-    assert ended[0].value["two"] == ended[1].value["two"]
-    for (loss, found), (whole_loss, whole) in zip(ended[0].value["two"], ended[0].value["one"], strict=True):  # type: ignore[call-overload]
-        assert loss == pytest.approx(whole_loss, abs=1e-6)
-        norm = sum(value * value for value in whole) ** 0.5
-        assert max(abs(a - b) for a, b in zip(found, whole, strict=True)) <= 1e-6 * norm
+    two, one = ended[0].value["two"], ended[0].value["one"]
+    assert two == ended[1].value["two"]
+    reached = []
+    for (loss, norm, found), (whole_loss, whole_norm, whole) in zip(two, one, strict=True):  # type: ignore[call-overload]
+        assert loss == pytest.approx(whole_loss, rel=1e-6)
+        assert norm == pytest.approx(whole_norm, rel=1e-6)
+        assert {name: values is None for name, values in found.items()} == {
+            name: values is None for name, values in whole.items()
+        }
+        reached.append({name.partition(".")[0] for name, values in found.items() if values is not None})
+        for name, values in found.items():
+            for value, expected in zip(values or (), whole[name] or (), strict=True):
+                assert abs(value - expected) <= 1e-6 * whole_norm, name
+    assert reached == [{"embed", "mix", "head"}] * 2 + [{"embed", "mix", "head", "rare"}, {"embed", "mix", "head"}]
 
 
 LOST = """

@@ -47,6 +47,23 @@ def test_an_interruption_exits_as_shells_expect(signum: int, code: int) -> None:
     assert errors.Interrupted("saved", "llmt train --resume runs/a", signum).exit_code == code
 
 
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:125] DefaultCPUAllocator: not enough memory: you tried"), True),
+        (RuntimeError("CUDA Out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("expected scalar type Float"), False),
+        (RuntimeError("out of bounds memory access"), False),
+    ],
+)
+def test_memory_that_runs_out_is_known_by_its_words(error: Exception, found: bool) -> None:
+    """Some allocators raise a plain RuntimeError, each with words of its own."""
+    assert errors.says_out_of_memory(error) is found
+
+
 def test_an_error_keeps_its_message_and_hint() -> None:
     """Message and hint are apart, and `str` is the message."""
     error = errors.DataError("a.txt: empty", "name another file")

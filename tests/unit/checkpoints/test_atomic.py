@@ -4,7 +4,11 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -240,8 +244,49 @@ def test_a_write_that_hits_a_limit_leaves_nothing(tmp_path: Path) -> None:
 def test_space_is_checked_before_the_work(tmp_path: Path) -> None:
     """More bytes than the disk has are refused; a directory that does not exist yet is asked through its parent."""
     require_free_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(StorageError, match=r"need .* TB, free"):
-        require_free_space(tmp_path / "not" / "yet", 10**18)
+    with pytest.raises(StorageError) as caught:
+        require_free_space(tmp_path / "not" / "yet", 10**18, "3 checkpoints")
+    said = r"there is not enough room for 3 checkpoints \(.*yet\): need .* TB, free .*; nothing was written"
+    assert re.fullmatch(said, caught.value.message)
+    assert caught.value.exit_code == 6
+
+
+def _in_small_disk(tmp_path: Path, options: str, code: str) -> str:
+    """What a program prints whose folder is a real file system with these limits, gone when it ends."""
+    if shutil.which("unshare") is None:
+        pytest.skip("needs a mount of its own")
+    script = f'mount -t tmpfs -o {options} tmpfs "$1" || exit 77; exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    if shown.returncode == 77 or shown.stderr.startswith("unshare:"):
+        pytest.skip("needs a mount of its own")
+    assert shown.stderr == ""
+    return shown.stdout
+
+
+_CHECK = """
+import sys
+from pathlib import Path
+from llmt.checkpoints.files import require_free_space
+from llmt.errors import StorageError
+for needed, files in ((1000, 1), (10**6, 1), (1000, 20)):
+    try:
+        require_free_space(Path(sys.argv[1]) / "run", needed, "the run", files)
+        print("room")
+    except StorageError as error:
+        print(error.message.replace(sys.argv[1], ""))
+"""
+
+
+def test_a_disk_may_have_room_and_no_more_files(tmp_path: Path) -> None:
+    """A file system with a fixed number of files can be out of them with bytes to spare."""
+    assert _in_small_disk(tmp_path, "size=512k,nr_inodes=10", _CHECK).splitlines() == [
+        "room",
+        "there is not enough room for the run (/run): need 1 MB, free 524 kB; nothing was written",
+        "there is not enough room for the run (/run): need about 20 more files and folders, and the file system "
+        "takes 9; nothing was written",
+    ]
+    assert _in_small_disk(tmp_path, "size=512k,nr_inodes=0", _CHECK).splitlines()[2] == "room"
 
 
 def test_text_is_replaced_at_once(tmp_path: Path) -> None:

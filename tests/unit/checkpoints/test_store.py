@@ -1,7 +1,11 @@
 """Checkpoints of a run: saving, choosing, keeping, and what a killed process leaves."""
 
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -53,6 +57,48 @@ def test_a_damaged_checkpoint_is_set_aside_and_reported(tmp_path: Path) -> None:
     bad = sorted(path.name for path in store.directory.iterdir() if path.name.startswith(layout.DAMAGED_PREFIX))
     assert len(bad) == 2
     assert (store.directory / bad[0] / layout.MODEL_FILE).read_bytes() == b"x" * 2000
+
+
+def _strace_works() -> bool:
+    """Whether there is one that may trace here."""
+    strace = shutil.which("strace")
+    return strace is not None and subprocess.run([strace, "-o", os.devnull, "true"], check=False).returncode == 0
+
+
+_READ = """
+import json, sys
+from pathlib import Path
+from llmt.checkpoints.store import CheckpointStore
+from llmt.errors import ModelFileError
+store, said, named = CheckpointStore(Path(sys.argv[1])), [], ""
+found = store.latest(said.append)
+try:
+    store.verified(3)
+except ModelFileError as error:
+    named = error.message
+print(json.dumps([found and found.step, said, named]))
+"""
+
+
+@pytest.mark.skipif(not _strace_works(), reason="needs strace, which makes the system refuse a call")
+@pytest.mark.parametrize("name", [layout.MODEL_FILE, layout.MANIFEST])
+def test_a_disk_that_cannot_read_proves_no_damage(tmp_path: Path, name: str) -> None:
+    """A checkpoint that the disk cannot read now is passed over and said, and stays: it may be whole all the same."""
+    store = saved(tmp_path, 2, 3)
+    refuse = ["strace", "-o", os.devnull, "-P", str(store.path(3) / name), "-e", "inject=read:error=EIO"]
+    command = [*refuse, sys.executable, "-c", _READ, str(store.directory)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    found, said, named = json.loads(shown.stdout)
+    assert found == 2
+    assert len(said) == 1
+    assert "checkpoint-3 cannot be read now" in said[0]
+    assert f"{name}: cannot be read: Input/output error" in said[0]
+    assert "damaged" not in named
+    assert f"{name}: cannot be read: Input/output error" in named
+    assert store.steps() == [2, 3]
+    latest = store.latest()
+    assert latest is not None
+    assert latest.step == 3
 
 
 def test_a_renamed_checkpoint_is_not_another_step(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 import json
 import os
 import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import staged_directory
 from llmt.checkpoints.header import read_header
+from llmt.checkpoints.layout import Format
 from llmt.checkpoints.manifest import verify_manifest
 from llmt.checkpoints.saving import drop_tied, save_tensors, save_weights
 from llmt.checkpoints.weights import load_tensors, load_weights
-from llmt.errors import ModelFileError
+from llmt.errors import ModelFileError, StorageError
 
 DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64,
@@ -102,6 +106,32 @@ def test_weights_in_a_staged_directory_are_in_its_manifest(tmp_path: Path) -> No
         files = save_weights(staged, all_kinds(), max_shard_size=200)
         save_tensors(staged, layout.OPTIMIZER, {"a.exp_avg": torch.ones(3)})
     assert sorted(verify_manifest(tmp_path / "d").files) == sorted([*files, layout.OPTIMIZER])
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """The system refuses larger files meanwhile."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+@pytest.mark.parametrize("save_format", ["safetensors", "pytorch"])
+@pytest.mark.parametrize("size", [0, 10, 2_000, 100_000])
+def test_a_disk_that_refuses_is_a_storage_error(tmp_path: Path, save_format: Format, size: int) -> None:
+    """Whatever the format and the place where the disk refuses: torch.save has an error of its own for it."""
+    tensors = {name: torch.ones(20_000) for name in "ab"}
+    with small_files(size), pytest.raises(StorageError, match="larger than") as caught:
+        save_weights(tmp_path, tensors, save_format=save_format)
+    assert caught.value.exit_code == 6
+    assert isinstance(caught.value.__cause__, OSError)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tied_tensors_are_dropped_once() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from llmt.cli.app import command_line
 from llmt.config.aliases import _CONVERTED, ALIASES
 from llmt.config.fields import Field, walk_fields
 from llmt.config.load import ConfigSource, load_run
@@ -97,6 +98,20 @@ def test_every_alias_names_a_setting() -> None:
     """No alias leads nowhere, and none hides a setting at the top level."""
     assert {alias.path for alias in ALIASES.values()} <= set(FIELDS)
     assert not set(ALIASES) & set(FIELDS)
+
+
+def test_an_alias_of_a_switch_is_a_switch() -> None:
+    """`--use-accelerate` takes no value, as its setting takes none; nor do those that take true and false."""
+    import typer
+
+    train: Any = typer.main.get_command(command_line()).commands["train"]  # type: ignore[attr-defined]
+    found = {param.opts[0]: param.is_flag for param in train.params if param.hidden}
+    switches = {
+        alias for alias, target in ALIASES.items() if FIELDS[target.path].is_flag or "true" in CONVERTED.get(alias, {})
+    }
+    flags = {f"--{alias.replace('_', '-')}": alias in switches for alias in ALIASES}
+    assert found == {flag: flags[flag] for flag in found}
+    assert {"--use-accelerate", "--auto-find-batch-size", "--bf16"} <= set(found)
 
 
 def test_every_conversion_has_its_table() -> None:

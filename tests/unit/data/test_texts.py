@@ -156,13 +156,23 @@ def test_the_fingerprint_is_of_what_is_learnt(tokenizer: Any) -> None:
     assert len({first, *(other.fingerprint for other in others)}) == 5
 
 
+def test_the_fingerprint_of_a_run_counts_what_is_held_out(tokenizer: Any) -> None:
+    """Losses on other held-out texts are those of another run; with none it is that of what is trained on."""
+    blocks, *held_out = (LanguageModelingDataset(texts, tokenizer, 16) for texts in (TEXTS, TEXTS[:2], TEXTS[:3]))
+    found = [TextData(blocks, each).fingerprint for each in (None, blocks, *held_out)]
+    assert len(set(found)) == 4
+    assert found[0] == blocks.fingerprint
+    assert TextData(blocks, LanguageModelingDataset(TEXTS[:2], tokenizer, 16)).fingerprint == found[2]
+    assert TextData(held_out[0], blocks).fingerprint not in found
+
+
 def test_texts_in_the_place_of_a_corpus(tokenizer: Any) -> None:
     """What a run asks of its data."""
     blocks = LanguageModelingDataset(TEXTS, tokenizer, 16)
     data = TextData(blocks, LanguageModelingDataset(TEXTS[:2], tokenizer, 16))
     assert data.samples == len(blocks)
     assert data.tokens_per_sample * len(blocks) == pytest.approx(blocks.sequences.trained)
-    assert data.fingerprint == blocks.fingerprint
+    assert data.masks is False
     assert data.validation is not None
     assert data.validation.text_bytes == sum(len(text) for text in TEXTS[:2])
     assert data.describe().startswith("21 texts in memory")

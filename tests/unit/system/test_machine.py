@@ -76,6 +76,23 @@ def test_threads_may_be_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspect_machine().threads_from_environment is None
 
 
+@pytest.mark.parametrize(
+    ("here", "everywhere", "found"),
+    [("2", "4", (2, 4)), (None, "4", (4, 4)), (None, None, (None, None)), ("many", "", (None, None))],
+)
+def test_the_processes_are_those_of_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, here: str | None, everywhere: str | None, found: tuple[int | None, int | None]
+) -> None:
+    """As many share this machine as it says, or all of them where it does not say."""
+    for name, value in (("LOCAL_WORLD_SIZE", here), ("WORLD_SIZE", everywhere)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    machine = inspect_machine()
+    assert (machine.processes, machine.world_size) == found
+
+
 def test_the_compiler_is_the_one_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CXX comes first; without a compiler on the path there is none."""
     monkeypatch.setenv("CXX", sys.executable)

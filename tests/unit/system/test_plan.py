@@ -13,7 +13,7 @@ from llmt.config.run import TrainConfig
 from llmt.errors import DeviceError, OutOfMemoryError
 from llmt.system.estimate import Workload, checkpoint_bytes, training_bytes
 from llmt.system.machine import DeviceInfo, Machine, Speed
-from llmt.system.plan import RunPlan, choose_device, choose_precision, choose_threads, plan_run
+from llmt.system.plan import RunPlan, choose_backend, choose_device, choose_precision, choose_threads, plan_run
 
 MB, GB = 10**6, 10**9
 CPU = DeviceInfo("cpu", "Some CPU", True, "", 64 * GB)
@@ -238,6 +238,54 @@ def test_a_gpu_is_limited_by_its_own_memory() -> None:
     assert plan(machine(replace(CUDA, memory=620 * MB))).micro_batch < 16
 
 
+@pytest.mark.parametrize("launched", [True, False])
+def test_processes_share_the_memory_of_a_cpu(launched: bool) -> None:
+    """Each of four may plan a fourth of it, whoever started them; CUDA devices are one process's own."""
+    here = machine(available=2480 * MB)
+    here = replace(here, processes=4) if launched else here
+    training = {} if launched else {"num_processes": 4}
+    alone, shared = plan(machine(available=620 * MB)), plan(here, training=training)
+    assert alone.micro_batch == shared.micro_batch < plan(machine(available=2480 * MB)).micro_batch
+    assert reason(shared, "micro_batch") == reason(alone, "micro_batch") + " for each of 4 processes"
+    assert plan(machine(CUDA, available=GB), training={"num_processes": 4}).micro_batch == 16
+    with pytest.raises(OutOfMemoryError, match=r"may be used for each of 4 processes"):
+        plan(replace(here, available=GB), training=training)
+
+
+def test_average_and_copy_take_memory() -> None:
+    """An average is one more fp32 copy; a checkpoint written meanwhile is a whole one, where main memory counts."""
+    parameters = ModelConfig().num_parameters(4096)
+    needed = plan().estimated_bytes
+    assert plan(training={"ema_decay": 0.9}).estimated_bytes == needed + 4 * parameters
+    assert plan(training={"async_save": True}).estimated_bytes == needed + 12 * parameters
+    both = {"ema_decay": 0.9, "async_save": True}
+    assert plan(training=both).estimated_bytes == needed + (4 + 16) * parameters
+    here = machine(CUDA)
+    assert plan(here, training={"async_save": True}).estimated_bytes == plan(here).estimated_bytes
+
+
+def test_counted_parameters_are_planned_with() -> None:
+    """Where the parameters of a foreign network were counted, it is they that need memory."""
+    config, here = TrainConfig(), machine()
+    needed = []
+    for counted in (10**6, 10**9):
+        work = Workload(config.model, 4096, 16, 256, counted=counted)
+        needed.append(plan_run(config, here, CPU, "", EVEN, work, 10, 16).estimated_bytes)
+    assert needed[1] - needed[0] == 16 * (10**9 - 10**6)
+
+
+@pytest.mark.parametrize(
+    ("config", "world_size", "said"),
+    [(1, None, "one process, nothing"), (1, 4, "4 processes"), (4, None, "4 processes"), (4, 1, "one process")],
+)
+def test_the_backend_speaks_of_the_processes_that_there_are(config: int, world_size: int | None, said: str) -> None:
+    """A launcher may start several for a configuration that says nothing."""
+    asked = TrainConfig.model_validate({"training": {"num_processes": config}})
+    assert said in choose_backend(asked, CPU, world_size).reason
+    made = plan(replace(machine(), world_size=world_size), training={"num_processes": config})
+    assert said in reason(made, "distributed_backend")
+
+
 def test_every_decision_has_a_reason() -> None:
     """The plan has a line for every decision, agrees with them, and can be written as JSON."""
     made = plan(training={"max_steps": 100})
@@ -287,6 +335,18 @@ def test_a_checkpoint_is_weights_and_moments() -> None:
     """Four bytes a weight, and eight for each that is trained."""
     assert checkpoint_bytes(1000) == 12_000
     assert checkpoint_bytes(1000, 0.5) == 8000
+
+
+def test_a_checkpoint_of_an_adapter_is_the_adapter() -> None:
+    """The frozen base is not in it: a base of 28 GB does not ask for three times as much room."""
+    assert checkpoint_bytes(7 * 10**9, 0.001, adapter=True) == 12 * 7 * 10**6
+
+
+def test_a_checkpoint_with_an_average_holds_both() -> None:
+    """The average is the model, and the weights that training goes on from stand beside it."""
+    assert checkpoint_bytes(1000, average=True) == 16_000
+    assert checkpoint_bytes(1000, 0.5, average=True) == 10_000
+    assert checkpoint_bytes(1000, 0.5, adapter=True, average=True) == 8000
 
 
 def test_operations_are_six_for_each_parameter_and_token() -> None:

@@ -13,7 +13,7 @@ import pytest
 from tokenizer_texts import HARD_STRINGS, TEXTS
 from tokenizers import AddedToken
 
-from llmt.errors import LlmtError
+from llmt.errors import DataError, LlmtError, OutOfMemoryError
 from llmt.tokenizers import bulk
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.bulk import BulkEncoder
@@ -86,15 +86,25 @@ def test_processes_start_when_there_is_enough_text(bpe: FastTokenizer, monkeypat
             assert len(encoder._workers) == (0 if number < 4 else 2)
 
 
-def test_a_killed_process_is_an_error(bpe: FastTokenizer) -> None:
-    """It is named with what to do, soon, and the other process ends too."""
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize(
+    ("signum", "kind", "said"),
+    [
+        (signal.SIGKILL, OutOfMemoryError, "signal 9, maybe since memory ran out"),
+        (signal.SIGABRT, DataError, "signal 6"),
+    ],
+)
+def test_a_dead_process_is_an_error(bpe: FastTokenizer, signum: int, kind: type[LlmtError], said: str) -> None:
+    """It is named with what to do, soon, and the other process ends too; the system kills where memory runs out."""
     with BulkEncoder(bpe, 2) as encoder:
         results = encoder.encode([["some text"]] * 1000)
         next(results)
         workers = [worker._process for worker in encoder._workers]
-        workers[0].kill()
-        with pytest.raises(LlmtError, match=r"data\.num_proc: a process that encoded text ended") as error:
+        workers[1].send_signal(signum)
+        with pytest.raises(kind) as error:
             list(results)
+        assert error.value.message == f"data.num_proc: worker 2 died ({said})"
+        assert error.value.exit_code == (7 if signum == signal.SIGKILL else 3)
         assert "data.num_proc=1" in error.value.hint
     assert all(worker.returncode is not None for worker in workers)
 

@@ -62,6 +62,7 @@ class Lab:
                 "per_device_train_batch_size": 4, "precision": "fp32", "compile": "never", "eval_batches": 3,
                 "learning_rate": 0.01, "warmup_steps": 2,
             },
+            "logging": {"steps": 1},
         }  # fmt: skip
         for key, value in settings.items():
             section, _, name = key.rpartition("__")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -13,21 +14,23 @@ from llmt.checkpoints.weights import load_tensors, load_weights
 from llmt.data.batch import IGNORED, Batch
 from llmt.errors import DivergedError, Interrupted, OutOfMemoryError
 from llmt.models.base import BaseLanguageModel
+from llmt.training.build import build_trainer
 from llmt.training.divergence import FEWEST, PATIENCE, watch_loss
+from llmt.training.finish import finish
 from llmt.training.limits import Cadence
 from llmt.training.micro_batch import is_out_of_memory, largest_micro_batch, memory_errors
-from llmt.training.sanity import EMPTY_STEPS, Guard, check_causal, check_first_loss, check_objective
+from llmt.training.sanity import EMPTY_STEPS, Guard, check_causal, check_first_loss, check_moved, check_objective
 from llmt.training.state import RunState
 from llmt.training.step import GROWTH_STEPS, next_scale
 
 
 def test_cadence_by_steps_and_by_passes() -> None:
     """By steps every so many; by passes whenever a whole number is reached or passed."""
-    assert [step for step in range(1, 10) if Cadence(3).due(step, 0.0, 0.0)] == [3, 6, 9]
+    assert [step for step in range(1, 10) if Cadence(3).due(step, (0.0, 0.0))] == [3, 6, 9]
     passes = [0.0, 0.4, 0.8, 1.2, 1.6, 2.0, 2.4, 4.4]
-    due = [now for before, now in pairwise(passes) if Cadence(epochs=True).due(1, before, now)]
+    due = [now for before, now in pairwise(passes) if Cadence(epochs=True).due(1, (before, now))]
     assert due == [1.2, 2.0, 4.4]
-    assert not Cadence().due(1, 0.9, 1.1)
+    assert not Cadence().due(1, (0.9, 1.1))
 
 
 def test_validation_and_checkpoints_after_each_pass(lab: Any) -> None:
@@ -581,3 +584,124 @@ def test_a_tensor_that_is_not_reached_is_said_of_other_architectures(lab: Any) -
     assert len(warnings) == 1
     assert "h.1.mlp.c_fc.bias" in warnings[0]
     assert "no gradient" in warnings[0]
+
+
+def test_cadence_by_the_clock() -> None:
+    """By seconds each time that so many have passed, however many steps that took."""
+    clock = [0.0, 4.0, 9.9, 10.0, 12.0, 31.0, 32.0]
+    due = [after for before, after in pairwise(clock) if Cadence(seconds=10).due(1, (0.0, 0.0), (before, after))]
+    assert due == [10.0, 31.0]
+    assert Cadence(seconds=10).ever
+    assert not Cadence().ever
+
+
+def test_a_run_that_the_clock_ends_saves_by_the_clock(lab: Any) -> None:
+    """With no other stop its steps are unknown: a fifth of the time may pass without a checkpoint, no more."""
+    run = lab.build(lab.config(training__max_time=600))
+    limits = run.trainer.limits
+    assert (limits.save.seconds, limits.evaluate.seconds) == (120, 60)
+    assert lab.build(lab.config(training__max_time=600, training__max_steps=50), "two").trainer.limits.save.steps == 10
+    assert lab.build(lab.config(training__max_time=600, training__save_steps=7), "own").trainer.limits.save == Cadence(
+        7
+    )
+
+
+def test_the_clock_counts_where_a_stream_ends_by_tokens(lab: Any) -> None:
+    """The rate reaches its floor at whichever end comes first."""
+    loop = lab.build(lab.config(training__max_steps=100)).trainer
+    loop.limits = replace(loop.limits, by_tokens=True, max_tokens=1000, max_seconds=60.0)
+    loop.state = loop.state.advance(tokens=200, seconds=45.0)
+    assert loop._progress() == 75.0
+    loop.state = loop.state.advance(seconds=6.0)
+    assert loop._progress() == 20.0
+
+
+def test_weights_that_overflow_are_found_in_their_step(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch of that step is kept, and the step does not count as done."""
+    loop = lab.build(lab.config(training__max_steps=9, training__save_steps=1)).trainer
+    move, last = loop.optimizer.step, loop.optimizer.weights[-1]
+
+    def overflow() -> None:
+        move()
+        if loop.state.step == 3:
+            with torch.no_grad():
+                last.master.view(-1)[0] = math.inf
+
+    monkeypatch.setattr(loop.optimizer, "step", overflow)
+    with pytest.raises(DivergedError, match=f"{last.name} is not finite after step 4; samples 12 to 15 are kept in"):
+        list(loop.run())
+    assert loop.state.step == 3
+    kept = json.loads((lab.root / "run" / "diverged-4" / "step.json").read_text())
+    assert (kept["step"], kept["samples"]) == (4, [12, 15])
+
+
+def test_large_weights_are_no_overflow(lab: Any) -> None:
+    """A norm overflows before the weights do."""
+    optimizer = lab.build(lab.config()).trainer.optimizer
+    with torch.no_grad():
+        optimizer.weights[0].master.fill_(1e30)
+    check_moved(1, optimizer)
+    with torch.no_grad():
+        optimizer.weights[0].master.view(-1)[1] = math.nan
+    with pytest.raises(DivergedError, match=re.escape(optimizer.weights[0].name)):
+        check_moved(1, optimizer)
+
+
+def test_validation_measures_the_same_however_it_is_batched(lab: Any) -> None:
+    """`eval_batches` of so many sequences as were asked, also where memory allows fewer at once."""
+    config = lab.config(training__eval_batches=2, data__block_size=8)
+    measured = []
+    for micro in (4, 2, 1):
+        run = lab.build(config, f"by-{micro}")
+        prepared = replace(run.prepared, plan=run.prepared.plan.with_micro_batch(micro, 4 // micro, "asked for"))
+        loop, _ = build_trainer(prepared, base=None)
+        report = loop.evaluate()
+        assert report is not None
+        measured.append((report.tokens, report.nats))
+    assert measured[0][0] == measured[1][0] == measured[2][0]
+    assert measured[0][1] == pytest.approx(measured[2][1], rel=1e-6)
+
+
+def test_frequencies_under_an_adapter_are_not_rounded(lab: Any) -> None:
+    """As of a whole model: the adapter learns on the frequencies that it is used with."""
+    shape = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    lab.run(lab.config(training__max_steps=2, model={"huggingface": shape}), "base", publish=True)
+    config = lab.config(training__max_steps=2, training__precision="bf16", lora__enabled=True)
+    run = lab.build(config, base=lab.root / "base")
+    buffers = dict(run.trainer.model.named_buffers())
+    frequencies = next(tensor for name, tensor in buffers.items() if name.endswith("inv_freq"))
+    expected = 10000.0 ** -(torch.arange(0, 16, 2).double() / 16)
+    torch.testing.assert_close(frequencies.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_run_that_exploded_can_be_published(lab: Any) -> None:
+    """A perplexity beyond all numbers is left out of the record."""
+    run = lab.run(lab.config(training__max_steps=2))
+    with torch.no_grad():
+        for weight in run.trainer.optimizer.weights:
+            weight.master.mul_(1e4)
+            weight.parameter.copy_(weight.master)
+    run.trainer.state = run.trainer.state.advance(best_step=None)
+    run.keeper.save(run.trainer.state.advance(fingerprint={}), run.trainer.optimizer)
+    run.keeper.settle()
+    assert math.isinf(finish(run.trainer, run.keeper, run.prepared, None).evaluation.perplexity)
+    record = json.loads((lab.root / "run" / "result.json").read_text())
+    assert record["validation_perplexity"] is None
+    assert record["validation_loss"] > 700
+
+
+def test_steps_without_a_target_are_counted_to_the_end(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten in a row end a run also when its first steps had some."""
+    loop = lab.build(lab.config(training__max_steps=40)).trainer
+    batches = loop.loader.batches
+
+    def masked_later(start: int) -> Any:
+        for number, batch in enumerate(batches(start)):
+            hidden = replace(batch, labels=torch.full_like(batch.labels, IGNORED), tokens=0)
+            yield batch if number < 5 else hidden
+
+    monkeypatch.setattr(loop.loader, "batches", masked_later)
+    with pytest.raises(DivergedError, match=f"{EMPTY_STEPS} steps in a row held no token"):
+        list(loop.run())
+    assert loop.state.step == 5 + EMPTY_STEPS - 1

@@ -40,6 +40,9 @@ class Nowhere:
     def settle(self) -> Any:
         return None
 
+    def close(self) -> None:
+        pass
+
 
 class TableModel(BaseLanguageModel):
     """Logits from a table: row i holds those of the token after i."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from llmt.training.build import Going, build_trainer, prepare
 from llmt.training.directory import parse_resume
 from llmt.training.finish import finish
 from llmt.training.replay import replay
-from llmt.training.resume import share_step
+from llmt.training.resume import check_same_run, share_step
 
 
 @contextmanager
@@ -399,3 +400,82 @@ def _plan(micro_batch: int, accumulation: int) -> RunPlan:
         device="cpu", precision="fp32", threads=1, micro_batch=micro_batch, accumulation=accumulation, num_workers=0,
         pin_memory=False, compile=False, distributed_backend="gloo", total_steps=1, estimated_bytes=1, lines=(),
     )  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_line_that_the_disk_refuses_is_written_later(lab: Any) -> None:
+    """A full disk at a line of metrics stops nothing and is said once; no line is lost."""
+    run = lab.build(lab.config(training__max_steps=6))
+    metrics = lab.root / "run" / "metrics.jsonl"
+    metrics.symlink_to("/dev/full")
+    said = []
+    for report in run.trainer.run():
+        said.append(run.keeper.log(report))
+        if report.step == 4:
+            metrics.unlink()
+    assert [bool(sentence) for sentence in said] == [True, False, False, False, False, False]
+    assert "the line is kept and written later" in said[0]
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_old_checkpoint_that_stays_is_no_failed_save(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where old ones cannot be removed, the new ones stand, the best is still known, and it is said."""
+    run = lab.build(lab.config(training__max_steps=8, training__eval_steps=1, training__save_total_limit=1))
+
+    def refused(*arguments: Any, **names: Any) -> None:
+        raise StorageError("checkpoint-1: in use", "close it")
+
+    monkeypatch.setattr(run.keeper.store, "retain", refused)
+    reports = list(run.trainer.run())
+    assert [report.warnings for report in reports if report.checkpoint] == [
+        (f"step {report.step}: checkpoint-1: in use",) for report in reports if report.checkpoint
+    ]
+    best = max(report.step for report in reports if report.is_best)
+    assert run.trainer.state.best_step == best
+    assert finish(run.trainer, run.keeper, run.prepared, None).step == best
+
+
+def test_nothing_is_written_after_a_run_was_left(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who leaves the loop while a checkpoint is written waits for it: the lock is free afterwards."""
+    config = lab.config(
+        training__max_steps=9, training__save_steps=2, training__async_save=True, training__eval_strategy="no"
+    )
+    run = lab.build(config)
+    write = run.keeper._write
+
+    def slowly(contents: Any) -> Any:
+        time.sleep(0.3)
+        return write(contents)
+
+    monkeypatch.setattr(run.keeper, "_write", slowly)
+    reports = run.trainer.run()
+    for report in reports:
+        if report.step == 2:
+            break
+    assert run.keeper.store.steps() == []
+    reports.close()
+    assert run.keeper.store.steps() == [2]
+    verify_manifest(run.keeper.store.path(2))
+
+
+def test_the_checkpoint_knows_what_was_decided(lab: Any) -> None:
+    """A resume computes as the checkpoint did, whatever `plan.json` says, or where it is gone."""
+    config = lab.config(training__max_steps=4, threads=1)
+    lab.run(config, stop_after=2)
+    (lab.root / "run" / "plan.json").write_text("{}")
+    opened = config.model_copy(update={"threads": None})
+    resumed = lab.run(opened, resume=True)
+    assert (resumed.prepared.plan.threads, resumed.trainer.notes) == (1, ())
+    assert resumed.weights == lab.run(config, "whole").weights
+
+
+@pytest.mark.parametrize(("key", "was"), [("llmt", "0.0.1"), ("processor", "another one"), ("device", "cuda")])
+def test_another_version_or_machine_is_said(lab: Any, key: str, was: str) -> None:
+    """What may change the last bit is said of a resume."""
+    run = lab.run(lab.config(training__max_steps=4), stop_after=2)
+    state = run.trainer.state.advance(fingerprint={**run.prepared.fingerprint, key: was})
+    notes = check_same_run(state, dict(run.prepared.fingerprint))
+    assert notes == [f"{key} {was} -> {run.prepared.fingerprint[key]}"]
+    same = run.trainer.state.advance(fingerprint=run.prepared.fingerprint)
+    on_cuda = check_same_run(same, {**run.prepared.fingerprint, "device": "cuda"})
+    assert "cuda adds in no fixed order" in on_cuda

@@ -1,6 +1,7 @@
 """The trainer for those who call llmt from Python."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -341,3 +342,27 @@ def test_blocks_hold_every_id_once(tokenizer: Any) -> None:
         blocks[len(blocks)]
     same, other = LanguageModelingDataset(TEXTS, tokenizer, 16), LanguageModelingDataset(TEXTS[::-1], tokenizer, 16)
     assert same.fingerprint == blocks.fingerprint != other.fingerprint
+
+
+def test_what_a_resume_has_to_say_is_said(tokenizer: Any, tmp_path: Path) -> None:
+    """Damaged checkpoints and what keeps a resume from being exact are warnings; the model is left as it was."""
+
+    def trainer(**settings: Any) -> Trainer:
+        return Trainer(
+            model=_model(tokenizer.vocab_size), tokenizer=tokenizer, train_dataset=TEXTS, output_dir=tmp_path / "run",
+            **{**SETTINGS, **settings}, save_steps=2, save_total_limit=9, gradient_checkpointing=True,
+        )  # fmt: skip
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = trainer()
+        first.train()
+    assert not first.model.gradient_checkpointing
+    data = bytearray((tmp_path / "run/checkpoint-6/model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "run/checkpoint-6/model.safetensors").write_bytes(data)
+    with pytest.warns(UserWarning, match="not bit for bit") as said:
+        trainer(max_steps=8).train(resume=True)
+    texts = [str(one.message) for one in said]
+    assert any("checkpoint-6 is damaged" in text for text in texts)
+    assert any("not bit for bit: steps of the schedule 6 -> 8" in text for text in texts)
