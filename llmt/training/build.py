@@ -225,7 +225,10 @@ def decide(
             notes += ("the learning rate follows the clock (training.max_time)",)
     # The one being written and the best; later ones take the place of those before them, or are tried again.
     kept = min(config.training.save_total_limit, 2) + 1
-    require_free_space(directory, kept * checkpoint_bytes(work.parameters, work.trainable))
+    size = checkpoint_bytes(
+        work.parameters, work.trainable, adapter=config.lora.enabled, average=config.training.ema_decay is not None
+    )
+    require_free_space(directory, kept * size, f"{kept} checkpoints", files=12 * kept)
     return Prepared(config, directory, corpus, plan, work, checkpoint, fingerprint, start.damaged, notes)
 
 

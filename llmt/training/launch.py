@@ -20,7 +20,7 @@ from typing import IO
 from llmt.config.run import TrainConfig
 from llmt.errors import DeviceError, Interrupted, LlmtError, PeerLostError, UsageError
 from llmt.system.memory import physical_cores
-from llmt.training.signals import STOP_SIGNALS, handled_by
+from llmt.training.signals import STOP_SIGNALS, handled_by, signal_name
 
 SETTLING = 2.0
 """Seconds after a process gave up the others in which the rest has to give up too, or it is taken for hung."""
@@ -431,8 +431,5 @@ def _number(found: Mapping[str, str], name: str, otherwise: int) -> int:
 
 
 def _signal_name(signum: int) -> str:
-    try:
-        name = signal.Signals(signum).name
-    except ValueError:
-        return f"signal {signum}"
+    name = signal_name(signum)
     return f"{name}, maybe since memory ran out" if name == "SIGKILL" else name

@@ -24,6 +24,7 @@ from llmt.training.report import StepReport
 from llmt.training.runtime import Runtime
 from llmt.training.sanity import Guard, check_finite, check_moved, check_weights
 from llmt.training.schedule import Schedule
+from llmt.training.signals import signal_name
 from llmt.training.state import RunState, Written
 from llmt.training.step import FIRST_SCALE, Gradients, Stepper, next_scale
 
@@ -407,7 +408,8 @@ class TrainingLoop:
             self._bests = [best for best in self._bests if best[0] != step]
             best_step, best_loss = self._bests[-1] if self._bests else (None, None)
             self.state = self.state.advance(best_step=best_step, best_loss=best_loss)
-            return None, (f"step {step}: {error.message}; another checkpoint is tried when the next one is due",)
+            kept = f"that of step {self._saved_step} is kept" if self._saved_step else "there is none yet"
+            return None, (f"step {step}: {error.message}; {kept}, and the next one is tried when it is due",)
         self._failed_saves, self._saved_step = 0, step
         if written is None:
             return None, ()
@@ -420,4 +422,4 @@ class TrainingLoop:
         self._settle(required=False)
         if self._saved_step != self.state.step:
             self._save(required=True)
-        raise Interrupted(f"stopped at step {self.state.step}, saved", "", signum)
+        raise Interrupted(f"stopped by {signal_name(signum)} at step {self.state.step}, saved", "", signum)

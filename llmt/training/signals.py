@@ -8,6 +8,14 @@ from types import FrameType
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
+def signal_name(signum: int) -> str:
+    """What a signal is called."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
 @contextmanager
 def stop_on_signal(request: Callable[[int], None]) -> Iterator[None]:
     """While the body runs, the first SIGINT, SIGTERM or SIGHUP calls `request` with its number.

@@ -611,7 +611,7 @@ def test_a_run_of_two_survives(environment: dict[str, str], text_file: Path, tin
     process.send_signal(signal.SIGTERM)
     code, lines = _last(process)
     assert code == 143, lines
-    assert lines[0].startswith("error: stopped at step ")
+    assert lines[0].startswith("error: stopped by SIG")
     saved = next(word for word in lines[0].split() if "checkpoint-" in word)
     assert (where / saved / "MANIFEST.json").is_file()
     assert lines[1] == "hint: llmt train runs/quickstart --resume"
