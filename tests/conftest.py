@@ -4,6 +4,7 @@ import io
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -44,6 +45,14 @@ TINY = (
     "--compile", "never", "--device", "cpu", "--sample-tokens", "5",
 )  # fmt: skip
 """Flags of a model that trains in a second."""
+
+
+def pytest_configure() -> None:
+    """A shell that starts tests in the background ignores signals for them; runs under test are sent some."""
+    for name, default in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        signum = getattr(signal, name, None)
+        if signum is not None and signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, default)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def test_the_main_commands_go_on_without(llmt: Any, workplace: Path, command: st
     assert result.code == 0, result.err
 
 
-@pytest.mark.parametrize("package", [*LIGHT, "safetensors"])
+@pytest.mark.parametrize("package", [*(pytest.param(name, marks=pytest.mark.slow) for name in LIGHT), "safetensors"])
 def test_each_package_in_turn_is_not_missed(llmt: Any, workplace: Path, package: str) -> None:
     """Without any one of the packages of other rooms, a model still writes."""
     result = hidden(llmt, package, "generate", "runs/quickstart", "-n", "3", cwd=workplace)
@@ -67,7 +67,10 @@ def test_a_missing_package_is_named(llmt: Any, finished: Any, listing_of: Any, p
     assert listing_of(finished[0]) == before
 
 
-@pytest.mark.parametrize("package", ["torch", *LIGHT, "safetensors"])
+@pytest.mark.parametrize(
+    "package",
+    ["torch", "peft", *(pytest.param(n, marks=pytest.mark.slow) for n in (*LIGHT, "safetensors") if n != "peft")],
+)
 def test_doctor_tells_what_is_missing(llmt: Any, tmp_path: Path, package: str) -> None:
     """`llmt doctor` runs without any of them, names the one that is missing, and ends with exit 9."""
     result = hidden(llmt, package, "doctor", cwd=tmp_path)

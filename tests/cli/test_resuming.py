@@ -191,7 +191,7 @@ def test_a_killed_run_is_spoken_of(environment: dict[str, str], inside: Any, tex
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
-@pytest.mark.parametrize("trial", [False, True])
+@pytest.mark.parametrize("trial", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_memory_that_runs_out_in_a_step(
     environment: dict[str, str], text_file: Path, tiny: tuple[str, ...], trial: bool
 ) -> None:
