@@ -29,7 +29,11 @@ def hidden(llmt: Any, package: str, *arguments: str, cwd: Path) -> Any:
 
 @pytest.mark.parametrize(
     "command",
-    ["train runs/quickstart --resume --max-steps 13", "generate runs/quickstart -n 3", "eval runs/quickstart"],
+    [
+        "train runs/quickstart --resume --max-steps 13",
+        "eval runs/quickstart",
+        pytest.param("generate runs/quickstart -n 3", marks=pytest.mark.slow),
+    ],
 )
 def test_the_main_commands_go_on_without(llmt: Any, workplace: Path, command: str) -> None:
     """`generate`, `eval`, and `train` without `--lora` need none of the packages of other rooms."""

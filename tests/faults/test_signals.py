@@ -71,7 +71,9 @@ def whole(llmt: Any, tmp_path_factory: pytest.TempPathFactory, finished: Any, ti
     return weights(where)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP"))]
+)
 def test_a_signal_saves_and_the_run_goes_on(
     inside: Any, environment: dict[str, str], text_file: Path, tiny: tuple[str, ...], whole: str, name: str
 ) -> None:
@@ -88,33 +90,6 @@ def test_a_signal_saves_and_the_run_goes_on(
     assert (where / saved / "MANIFEST.json").is_file()
     assert inside(*lines[1].split()[2:], cwd=where).code == 0
     assert weights(where) == whole
-
-
-def test_two_signals_stop_at_once(environment: dict[str, str], text_file: Path, tiny: tuple[str, ...]) -> None:
-    """A second Ctrl-C does not wait: exit 130, and what was saved stays whole."""
-    with running(arguments_of(tiny, "100000"), text_file.parent, environment) as process:
-        wait_for(process, 20)
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)
-        code, lines = end(process)
-    assert code == 130
-    assert [line.split(":")[0] for line in lines] == ["error", "hint"]
-    left = {path.name for path in (text_file.parent / "runs" / "quickstart").iterdir()}
-    assert not any(name.startswith("checkpoint-") and not name[11:].isdigit() for name in left)
-
-
-def test_a_scheduler_that_repeats_itself_is_heard_once(
-    environment: dict[str, str], text_file: Path, tiny: tuple[str, ...]
-) -> None:
-    """A second SIGTERM, or another signal after it, does not throw the step away."""
-    with running(arguments_of(tiny, "100000"), text_file.parent, environment) as process:
-        wait_for(process, 20)
-        for name in ("SIGTERM", "SIGTERM", "SIGHUP"):
-            process.send_signal(getattr(signal, name))
-            time.sleep(0.01)  # what is pending together is told in the order of its number
-        code, lines = end(process)
-    assert code == 143
-    assert "saved" in lines[0]
 
 
 def test_a_kill_loses_only_what_was_not_saved(

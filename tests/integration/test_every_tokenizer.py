@@ -53,7 +53,10 @@ def _tokenizer(kind: str, where: Path, llmt: Any) -> str:
     return kind
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram", "byte", "bert style", "foreign BERT", "GPT-2's files"])
+GPT2 = pytest.param("GPT-2's files", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram", "byte", "bert style", "foreign BERT", GPT2])
 def test_train_eval_generate(kind: str, inside: Any, text_file: Path) -> None:
     """A model trains on any tokenizer, measures, speaks, and its directory says sizes and special ids."""
     where = text_file.parent

@@ -287,9 +287,10 @@ runtime.close()
     ("launcher", "more"),
     [
         (("torch.distributed.run", "--standalone", "--nproc-per-node", "2"), {}),
-        (
+        pytest.param(
             ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
             {"ACCELERATE_USE_CPU": "true"},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["torchrun", "accelerate"],

@@ -29,6 +29,7 @@ def test_the_table_has_its_rows() -> None:
     assert len(ROWS) == 6
 
 
+@pytest.mark.slow  # figures of a page, not what the code does
 @pytest.mark.parametrize(("algo", "flags", "small", "large"), ROWS)
 def test_the_table_is_true(algo: str, flags: str, small: str, large: str) -> None:
     """Characters per token on held-out text, at both sizes, are those of the table to within 1 %."""

@@ -1,5 +1,6 @@
 """Columns of a row to a document."""
 
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -237,7 +238,7 @@ def test_every_part_can_be_mapped() -> None:
 
 def test_the_builtin_instructions_have_prompts() -> None:
     """The text is a question and its answer, and the prompt ends before the answer's space."""
-    for document in list(builtin_instructions())[:50]:
+    for document in islice(builtin_instructions(), 50):
         assert document.prompt is not None
         assert document.text[: document.prompt].startswith("Question: What does `")
         assert document.text[: document.prompt].endswith("?\nAnswer:")
