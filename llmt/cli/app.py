@@ -14,7 +14,7 @@ import typer
 
 from llmt.cli.context import CONTEXT, Command
 from llmt.cli.output import Output, give_up_broken_streams
-from llmt.cli.signals import INTERRUPTION, Stopped, raise_on_signals
+from llmt.cli.signals import INTERRUPTION, Stopped, ignore_signals, raise_on_signals
 from llmt.errors import (
     Interrupted,
     LlmtError,
@@ -110,6 +110,7 @@ def main() -> None:
     code: int | None = None
     with INTERRUPTION:
         code = run(sys.argv[1:])
+        ignore_signals()
     if code is None:
         code = 128 + (INTERRUPTION.signum or 0)
         Output().error(_stopped(code - 128))

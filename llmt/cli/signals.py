@@ -32,8 +32,8 @@ class Interruption:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
-        """Swallow an error that no signal would have led to by itself."""
-        return kind is not None and issubclass(kind, Exception) and self.signum is not None
+        """Swallow what a signal led to: itself, or an error of a library that it interrupted."""
+        return kind is not None and issubclass(kind, (Exception, Stopped)) and self.signum is not None
 
 
 INTERRUPTION = Interruption()
@@ -56,6 +56,14 @@ def raise_on_signals() -> None:
         if signum is None or (name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN):
             continue
         signal.signal(signum, _raise)
+
+
+def ignore_signals() -> None:
+    """From now on signals change nothing: the command has answered, and its exit code stands."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)
+        if signum is not None:
+            signal.signal(signum, signal.SIG_IGN)
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:

@@ -318,14 +318,14 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
     try:
         _steps(out, loop, keeper, asked.logging.steps)
         finished = _publish(loop, partial(finish, loop, keeper, prepared, base), last=how.result)
+        if finished is not None and (how.result or not out.as_json):
+            _show_result(out, finished, prepared, loop, time.monotonic() - started)
     except Interrupted as stopped:
         message = f"{stopped.message} {keeper.store.path(loop.state.step)}"
         raise Interrupted(message, f"llmt train {directory} --resume", stopped.signum) from None
     except (KeyboardInterrupt, Stopped) as stopped:
         signum = stopped.signum if isinstance(stopped, Stopped) else signal.SIGINT
         raise _stopped_at_once(directory, keeper, signum) from None
-    if finished is not None and (how.result or not out.as_json):
-        _show_result(out, finished, prepared, loop, time.monotonic() - started)
 
 
 def _publish(loop: "TrainingLoop", work: Callable[[], "Finished"], *, last: bool) -> "Finished | None":

@@ -1,7 +1,8 @@
 """one process of two -> killed or stopped at a random moment; then who is left, and whether one can go on.
 
 The others have to end, the command has to exit with 11, and going on must end with the weights of a run of two
-processes that nothing disturbed.
+processes that nothing disturbed. Before that, what two processes compute and read is compared with one; see
+`harness.together`.
 """
 
 import os
@@ -14,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import together
 from harness.lab import SCRATCH, Lab, finished
 from harness.lanes import LIMIT
 from harness.verdicts import Family, Verdict, families
@@ -103,10 +105,10 @@ def alive(process: int) -> bool:
 def whole(lab: Lab) -> tuple[Path, str, float]:
     """A folder whose text is read already; the weights of a run that nothing disturbs, and its seconds."""
     place = lab.fresh("ranks-whole")
-    for _ in range(2):  # the second finds the text prepared, as the struck ones do
+    for more in (("--max-steps", "1"), ()):  # the second finds the text prepared, as the struck ones do
         shutil.rmtree(place / "runs", ignore_errors=True)
         begun, log = time.monotonic(), lab.log(place)
-        process = start(place, log, *COMMAND)
+        process = start(place, log, *COMMAND, *more)
         if process.wait(LIMIT):
             raise RuntimeError(f"exit code {process.returncode}: {_read(log)}")
         seconds = time.monotonic() - begun
@@ -181,13 +183,23 @@ def _go_on(lab: Lab, place: Path) -> str:
 def run(lab: Lab) -> list[Family]:
     """Strike one of two processes, at moments from the start to the end."""
     started = time.monotonic()
+    difference, turns, alone = together.compare(lab.root)
     source, digest, seconds = whole(lab)
     choose = random.Random(lab.seed)
-    signals = [signal.SIGKILL] * lab.count(KILLS) + [signal.SIGSTOP] * lab.count(HANGS)
+    signals = [signal.SIGKILL] * lab.count(KILLS) + [signal.SIGSTOP] * lab.count(HANGS, 0)
     faults = [
         Fault(number, choose.randrange(PROCESSES), signum, choose.uniform(0.2, 0.95 * seconds))
         for number, signum in enumerate(signals)
     ]
     # One at a time: each is two processes, and the moments are those of a machine that has nothing else to do.
     found = [strike(lab, fault, source, digest) for fault in faults]
-    return families("ranks", found, started, {"seconds of a run": round(seconds, 1)})
+    found.append(
+        Verdict(
+            "gradients of two processes against one on the whole batch",
+            f"differ by {difference:.1e}" if difference > together.LARGEST else "",
+        )
+    )
+    found.append(Verdict("samples of two processes in turn against one", "are others" if turns != alone else ""))
+    notes = {"seconds of a run": round(seconds, 1), "largest difference of a gradient": f"{difference:.1e}",
+             "samples of two processes": turns, "samples of one": alone}  # fmt: skip
+    return families("ranks", found, started, notes)

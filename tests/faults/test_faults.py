@@ -74,6 +74,29 @@ def test_a_manifest_keeps_what_was_not_forced_from_being_picked(found: tuple[Lin
     assert not any("corrupt" in failure for failure in failures)
 
 
+SIGNALS = """
+from harness.lanes import Ended
+from harness.signals import STEPS, _ending
+before, last = "step   7/300  loss", f"step {STEPS}/300  loss"
+done = f"{before} {chr(10)}{last}{chr(10)}done{chr(10)}"
+line = chr(10) + "step {}/300  loss"
+assert not _ending(Ended(143, before + line.format(8), False, 0.1), before, 1.0)
+assert not _ending(Ended(0, done, False, 0.2), before + chr(10) + last, 1.0)
+assert not _ending(Ended(0, done, False, 0.5), done, 1.0)
+assert "exit code 0, training" in _ending(Ended(0, before, False, 0.1), before, 1.0)
+assert "exit code 0, publishing" in _ending(Ended(0, done, False, 0.5), before + chr(10) + last, 1.0)
+assert "exit code -15" in _ending(Ended(-15, before, False, 0.1), before, 1.0)
+assert "2 more steps" in _ending(Ended(143, before + line.format(8) + line.format(9), False, 0.1), before, 1.0)
+assert "to end" in _ending(Ended(143, before, False, 1.1), before, 1.0)
+"""
+
+
+def test_a_run_that_does_not_listen_to_a_signal_fails() -> None:
+    """Ending with 0 while it trained, going on for two steps, and taking long are all told apart from a stop."""
+    done = subprocess.run([sys.executable, "-c", SIGNALS], cwd=RUN.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_report_is_written(found: tuple[Lines, Path, int]) -> None:
     """Results, a table with one row for each line, and figures that are PNG files throughout."""
     lines, out, _ = found

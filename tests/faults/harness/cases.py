@@ -26,7 +26,7 @@ class Case:
         digest: The hash of what is there in the end.
         run: The folder of a run with checkpoints; empty where there are none.
         subject: Whose save it is.
-        sparse: Anything but a kill is tried at every so many calls.
+        sparse: An error is tried at every so many calls; a kill at all of them where the save is ours.
     """
 
     name: str
@@ -98,17 +98,28 @@ def write_shards() -> None:
 BPE = ("train", "quickstart", "--data", "text.txt", *SCRATCH[4:-2], "--algo", "bpe", "--vocab-size", "300")
 TOKENIZER = ("tokenizer", "train", "text.txt", "--vocab-size", "300", "-o", "out/tokenizer", "--overwrite")
 
+
+def saving(name: str, *more: str, sparse: int = 1) -> Case:
+    """A run from scratch that saves in some way."""
+    arguments = (*SCRATCH, *SAVING, *more)
+    return Case(name, warm_cache, "runs", train(arguments), train_again(arguments),
+                lambda p: finished(p / RUN_DIRECTORY), RUN_DIRECTORY, sparse=sparse)  # fmt: skip
+
+
 CASES = (
-    Case("full", warm_cache, "runs", train((*SCRATCH, *SAVING)), train_again((*SCRATCH, *SAVING)),
-         lambda p: finished(p / RUN_DIRECTORY), RUN_DIRECTORY),
+    saving("full"),
+    saving("pytorch", "--set", "training.save_format=pytorch", sparse=8),
+    saving("average", "--ema-decay", "0.9", sparse=8),
+    saving("async", "--set", "training.async_save=true", sparse=8),
     Case("lora", with_base, "runs", train((*LORA, *SAVING)), train_again((*LORA, *SAVING)),
-         lambda p: finished(p / RUN_DIRECTORY), RUN_DIRECTORY, sparse=2),  # as the one above, in more calls
-    Case("shards", earlier_model, "out", write_shards, write_shards, lambda p: finished(p / "out")),
+         lambda p: finished(p / RUN_DIRECTORY), RUN_DIRECTORY, sparse=4),
+    Case("shards", earlier_model, "out", write_shards, write_shards, lambda p: finished(p / "out"), sparse=4),
     Case("tokenizer", earlier_tokenizer, "out", lambda: command(TOKENIZER), lambda: command(TOKENIZER),
-         lambda p: sha256(p / "out" / "tokenizer" / "tokenizer.json")),
+         lambda p: sha256(p / "out" / "tokenizer" / "tokenizer.json"), sparse=4),
     Case("cache", lambda lab, place: None, "cache", train((*BPE, "--max-steps", "2")),
-         train_again((*BPE, "--max-steps", "2")), lambda p: finished(p / RUN_DIRECTORY), RUN_DIRECTORY),
-    Case("HF Trainer", peers.prepare_hf, "run", peers.train_hf, peers.train_hf, peers.digest_hf, "", "HF Trainer"),
+         train_again((*BPE, "--max-steps", "2")), lambda p: finished(p / RUN_DIRECTORY), RUN_DIRECTORY, sparse=4),
+    Case("HF Trainer", peers.prepare_hf, "run", peers.train_hf, peers.train_hf, peers.digest_hf, "", "HF Trainer",
+         sparse=2),
     Case("torch.save", lambda lab, place: (place / "run").mkdir(), "run", peers.train_plain, peers.train_plain,
-         peers.digest_plain, "", "torch.save in place"),
+         peers.digest_plain, "", "torch.save in place", sparse=4),
 )  # fmt: skip

@@ -1,4 +1,8 @@
-"""what safety costs: a save against `torch.save` and fsync of the same bytes; the checks of a step against the step."""
+"""what safety costs: a save against `torch.save` and fsync of the same bytes; the checks of a run against its steps.
+
+Every check of `llmt/training/sanity.py` that a run of 200 steps makes is timed where the run makes it: those of each
+step, those of the first steps, and those of what is saved.
+"""
 
 import json
 import os
@@ -9,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.lab import Lab
+from harness import cases
+from harness.lab import RUN, TEXT, Lab
 from harness.lanes import run_child
 from harness.verdicts import LLMT, Family, Verdict, families
 
@@ -17,7 +22,19 @@ LARGEST_RATIO = 1.3
 LARGEST_SHARE = 0.01
 REPEATS = 15
 MEGABYTES = 128
-STEPS = 60
+
+STEPS, FEWEST, FIRST = 200, 20, 3
+"""Steps of the run, the fewest of a quick one, and those after which only what comes in each step is left."""
+
+CHECKED = {
+    "llmt.training.loop": ("check_finite", "check_moved", "check_weights"),
+    "llmt.training.sanity": ("Guard.begin", "Guard.before", "Guard.gradients", "Guard.after"),
+}  # fmt: skip
+"""Every way from the loop into the checks, by module."""
+
+CHECKED_RUN = ("train", "quickstart", "--data", "text.txt", *RUN[2:], "--block-size", "128", "--algo", "byte",
+               "--per-device-train-batch-size", "8", "--save-steps", "100", "--eval-steps", "1000")  # fmt: skip
+"""The model of the quickstart, of five million weights, in steps of a thousand tokens."""
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -56,36 +73,87 @@ def save_times(folder: Path, repeats: int) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in taken.items()}
 
 
-def check_share(steps: int) -> dict[str, float]:
-    """Seconds of a step of a model of five million weights, and of the checks in it."""
-    import torch
+class Clock:
+    """Seconds inside of functions, apart by the step in which they were called.
 
-    from llmt.config.model import ModelConfig
-    from llmt.config.training import TrainingConfig
-    from llmt.data.batch import Batch
-    from llmt.models.transformer import TransformerLM
-    from llmt.training.optim import Optimizer
-    from llmt.training.runtime import Runtime
-    from llmt.training.sanity import check_finite
-    from llmt.training.step import Stepper
+    Attributes:
+        steps: Seconds of each step.
+        checks: For each step, the seconds of each check in it or after it.
+    """
 
-    torch.manual_seed(0)
-    model = TransformerLM(ModelConfig(), 2048, 128)
-    optimizer = Optimizer(model, TrainingConfig())
-    stepper, ids = Stepper(model, optimizer, 0, Runtime()), torch.randint(2048, (8, 129))
-    batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), ids[:, 1:].numel())
-    found: dict[str, list[float]] = {"step": [], "check": []}
-    for step in range(steps):
-        started = time.perf_counter()
-        gradients: Any = stepper.gradients([batch], step, batch.tokens, None)
-        before = time.perf_counter()
-        check_finite(step + 1, gradients.nats, gradients.norm, optimizer)
-        after = time.perf_counter()
-        optimizer.set_rate(1.0)
-        optimizer.step()
-        found["check"].append(after - before)
-        found["step"].append(time.perf_counter() - started)
-    return {name: statistics.median(values[1:]) for name, values in found.items()}
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.checks: list[dict[str, float]] = [{}]
+
+    def watch(self, place: Any, name: str, label: str) -> None:
+        """Put a clock around a function of a module or a class."""
+        inner = getattr(place, name)
+
+        def timing(*args: Any, **more: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return inner(*args, **more)
+            finally:
+                spent = self.checks[-1]
+                spent[label] = spent.get(label, 0.0) + time.perf_counter() - begun
+
+        setattr(place, name, timing)
+
+    def watch_steps(self, loop: Any) -> None:
+        """Put a clock around the steps themselves."""
+        inner = loop._step
+
+        def step(*args: Any) -> Any:
+            self.checks.append({})
+            begun = time.perf_counter()
+            found = inner(*args)
+            self.steps.append(time.perf_counter() - begun)
+            return found
+
+        loop._step = step
+
+    def values(self) -> dict[str, float]:
+        """Seconds of all steps, and of each check in them; of fewer steps, what 200 of them would have taken."""
+        more = STEPS - len(self.steps)
+        found = {"steps": sum(self.steps) + more * statistics.median(self.steps[FIRST:])}
+        for label in {label for spent in self.checks for label in spent}:
+            later = [spent.get(label, 0.0) for spent in self.checks[FIRST + 1 :]]
+            found[label] = sum(spent.get(label, 0.0) for spent in self.checks) + more * statistics.median(later)
+        return found
+
+
+def checked_run(out: Path, steps: int) -> None:
+    """A run whose checks are timed; it writes what they took, and ends the process."""
+    from importlib import import_module
+
+    from llmt.training.loop import TrainingLoop
+
+    clock = Clock()
+    for module, names in CHECKED.items():
+        for name in names:
+            place, _, method = name.rpartition(".")
+            owner = import_module(module)
+            clock.watch(getattr(owner, place) if place else owner, method, name)
+    clock.watch_steps(TrainingLoop)
+    try:
+        cases.train((*CHECKED_RUN, "--max-steps", str(steps)))()
+    finally:
+        out.write_text(json.dumps(clock.values()))
+
+
+def check_times(lab: Lab, steps: int) -> dict[str, float]:
+    """Seconds of the steps of a run, and of its checks.
+
+    Raises:
+        RuntimeError: The run failed.
+    """
+    place, out = lab.fresh("cost"), lab.root / "checks.json"
+    (place / "text.txt").write_text(TEXT * 20, encoding="utf-8")
+    ended = lab.child(place, lambda: checked_run(out, steps), 600)
+    if ended.code:
+        raise RuntimeError(f"cost: {ended.log}")
+    found: dict[str, float] = json.loads(out.read_text())
+    return found
 
 
 def measured(lab: Lab, work: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -108,12 +176,16 @@ def run(lab: Lab) -> list[Family]:
     with tempfile.TemporaryDirectory(prefix=".faults-", dir=Path.cwd()) as folder:  # a real disk, not one in memory
         saves = measured(lab, lambda: save_times(Path(folder), lab.count(REPEATS, 5)))
     ratio = saves["own"] / saves["plain"]
-    steps = measured(lab, lambda: check_share(lab.count(STEPS, 8)))
-    share = steps["check"] / steps["step"]
+    steps = lab.count(STEPS, FEWEST) if lab.scale < 1 else STEPS
+    checks = check_times(lab, steps)
+    total = checks.pop("steps")
+    share = sum(checks.values()) / total
     notes = {"save, against torch.save and fsync": round(ratio, 3), "save, seconds": round(saves["own"], 3),
-             "megabytes": MEGABYTES, "checks of a step, share": round(share, 6)}  # fmt: skip
+             "megabytes": MEGABYTES, "steps": steps, f"seconds of {STEPS} steps": round(total, 1),
+             "checks, share": round(share, 5),
+             "shares": {name: round(spent / total, 6) for name, spent in sorted(checks.items())}}  # fmt: skip
     verdicts = [
         Verdict("a save", f"takes {ratio:.2f} times as long" if ratio > LARGEST_RATIO else "", LLMT),
-        Verdict("the checks of a step", f"take {share:.1%} of it" if share > LARGEST_SHARE else "", LLMT),
+        Verdict(f"the checks of {STEPS} steps", f"take {share:.2%} of them" if share > LARGEST_SHARE else "", LLMT),
     ]
     return families("cost", verdicts, started, notes)

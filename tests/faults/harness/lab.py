@@ -160,5 +160,5 @@ def tree(directory: Path) -> dict[str, str]:
 
 def finished(run: Path) -> str:
     """The hash of a finished model: its weights, or those of its adapter."""
-    weights = sorted(path for path in run.iterdir() if path.suffix == ".safetensors")
+    weights = sorted(path for path in run.iterdir() if path.suffix in (".safetensors", ".bin"))
     return sha256(*weights) if weights else "none"

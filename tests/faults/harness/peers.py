@@ -38,11 +38,11 @@ def hf_trainer(directory: Path, dropout: float = 0.0, **settings: Any) -> Any:
     return Trainer(model=LlamaForCausalLM(shape), args=arguments, train_dataset=rows, eval_dataset=rows)
 
 
-def train_hf() -> None:
+def train_hf(**settings: Any) -> None:
     """Train from the last checkpoint that the Trainer finds, and save the model."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    trainer = hf_trainer(Path("run"))
+    trainer = hf_trainer(Path("run"), **settings)
     last = get_last_checkpoint("run") if Path("run").is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model("run")

@@ -1,6 +1,6 @@
 """the calls of a save -> every state that a power failure could leave; which of them lose what was promised.
 
-The same model on simpler ways to save shows what it finds.
+The same model on simpler ways to save, and on the Trainer of transformers, shows what it finds.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cases
+from harness import cases, peers
 from harness.calls import Reference, record
-from harness.disk import History, State, contents
+from harness.disk import KEPT, History, State, contents
 from harness.lab import Lab, finished
 from harness.lanes import spread
 from harness.shim import Call, read_journal
@@ -23,6 +23,7 @@ from harness.verdicts import LLMT, Family, Verdict, families
 
 COUNTS = {"full": 2500, "lora": 1500, "shards": 1000}
 PEER_COUNT = 1000
+HF = "HF Trainer"
 CHUNK = 50
 
 
@@ -223,6 +224,70 @@ def simple_traces(lab: Lab) -> list[tuple[Trace, int]]:
     return traces
 
 
+def train_hf_with_marks(lab: Lab) -> None:
+    """The run of the Trainer, which notes every checkpoint once it was written."""
+    from transformers import Trainer
+
+    save = Trainer._save_checkpoint
+
+    def saved(self: Trainer, *args: object, **more: object) -> None:
+        save(self, *args, **more)
+        lab.shim.mark(f"saved {self.state.global_step}")
+
+    Trainer._save_checkpoint = saved
+    peers.train_hf()
+
+
+def judge_hf(run: Path, promised: list[str], whole: dict[int, dict[str, bytes | None]]) -> str:
+    """The checkpoint that the Trainer takes, the one with the highest number, is what it wrote."""
+    there = [int(path.name.removeprefix("checkpoint-")) for path in run.glob("checkpoint-*")]
+    promise = max((int(text.split()[1]) for text in promised if text.startswith("saved")), default=0)
+    step = max(there, default=0)
+    if step < promise:
+        return f"checkpoint {promise} was promised, found {step or 'none'}"
+    if step and contents(run / f"checkpoint-{step}") != whole[step]:
+        return f"picks a corrupt checkpoint {step}"
+    return ""
+
+
+def completed(calls: list[Call]) -> list[Call]:
+    """The calls with those that the shim does not see: files that C++ opens, and the rename that ends a tensor file.
+
+    safetensors writes into `.tmp...` and gives it its name by a direct system call.
+    """
+    last = {call.path: at for at, call in enumerate(calls)}
+    found, there = list[Call](), set[str]()
+    for at, call in enumerate(calls):
+        if call.kind in ("write", "more") and call.path not in there:
+            found.append(Call("create", call.path))
+        if call.kind in ("create", "write", "more"):
+            there.add(call.path)
+        if call.kind == "unlink":
+            there.discard(call.path)
+        found.append(call)
+        if call.kind != "mark" and Path(call.path).name.startswith(".tmp") and last[call.path] == at:
+            found.append(Call("rename", call.path, str(Path(call.path).with_name("model.safetensors"))))
+    return found
+
+
+def hf_trace(lab: Lab) -> tuple[Trace, int]:
+    """The saves of the Trainer of transformers; what is whole is what it had written when it went on."""
+    source = lab.prepared(HF, lambda place: peers.prepare_hf(lab, place))
+    before = {path: data for path, data in contents(source).items() if path.split("/")[0] == "run"}
+    calls = completed(record_bytes(lab, "hf", source, "run", lambda: train_hf_with_marks(lab)))
+    history, whole = History(Path("/w"), before, calls), dict[int, dict[str, bytes | None]]()
+    for at, text in history.marks:
+        if text.startswith("saved"):
+            folder = f"run/checkpoint-{text.split()[1]}/"
+            files = history.state(at, lambda effect: KEPT).walk()
+            whole[int(text.split()[1])] = {p.removeprefix(folder): d for p, d in files if p.startswith(folder)}
+
+    def judge(place: Path, promised: list[str]) -> str:
+        return judge_hf(place / "run", promised, whole)
+
+    return Trace(HF, HF, before, calls, judge), lab.count(PEER_COUNT, 50)
+
+
 def examine(lab: Lab, trace: Trace, history: History, chunk: list[tuple[int, State, str]]) -> list[Verdict]:
     """Make each state a folder and look at it as the program would."""
     found = []
@@ -244,9 +309,12 @@ def _outcome(why: str) -> str:
 def run(lab: Lab) -> list[Family]:
     """Power lost at any call of a save."""
     started, work = time.monotonic(), []
-    for trace, count in [*own_traces(lab), *simple_traces(lab)]:
+    for trace, count in [*own_traces(lab), *simple_traces(lab), hf_trace(lab)]:
         history = History(Path("/w"), trace.before, trace.calls)
         states = list(history.states(count, lab.seed))
         work += [(trace, history, states[i : i + CHUNK]) for i in range(0, len(states), CHUNK)]
     found = spread(work, lambda item: examine(lab, *item), lab.lanes)
-    return families("power_loss", [verdict for chunk in found for verdict in chunk], started)
+    verdicts = [verdict for chunk in found for verdict in chunk]
+    corrupt = [f"{sum(v.outcome == 'corrupt' for v in group)} of {len(group)}"
+               for group in ([v for v in verdicts if v.subject == who] for who in (LLMT, HF))]  # fmt: skip
+    return families("power_loss", verdicts, started, {f"corrupt picks, {LLMT} and {HF}": corrupt})

@@ -14,14 +14,14 @@ WHAT = {
     "calls": "kill, EIO, full disk, quota, EINTR, half a write at a call of a save",
     "power_loss": "power lost at a call of a save",
     "damage": "one thing wrong in the newest checkpoint",
-    "random_kills": "kill -9 at random, ten times a run",
+    "random_kills": "kill -9 at random, ten times a run in training, and while it starts",
     "nan": "a NaN or an infinity in loss, gradient, weight, moment",
     "accumulation": "gradients of a window against one whole batch, float64, 1e-12",
     "invariance": "the same run, validated, logged, saved, shown otherwise",
     "signals": "SIGTERM at random",
     "fuzz": "wrong files of nine kinds",
-    "ranks": "one of two processes killed or stopped",
-    "cost": "time of a save and of the checks of a step",
+    "ranks": "one of two processes killed or stopped; both against one",
+    "cost": "time of a save and of the checks of a run",
 }
 COLOURS: dict[str, Colour] = {
     "old": GREEN, "new": BLUE, "whole": BLUE, "broken": RED, "": GREEN, "promise": YELLOW, "corrupt": RED,

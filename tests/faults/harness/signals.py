@@ -21,9 +21,9 @@ from harness.verdicts import LLMT, Family, Verdict, families
 
 COUNT, PEER_COUNT = 100, 10
 STOPPED = 128 + signal.SIGTERM
-STEPS = 600
+STEPS = 300
 
-SHARE = 0.2
+SHARE = 0.25
 """Part of the time of a whole run within which a process has to be gone: a step and a save take a fiftieth of it."""
 
 FINISHING = 0.3
@@ -36,7 +36,7 @@ STEP = re.compile(r"^step +(\d+)/", re.MULTILINE)
 
 RUN = (
     *SCRATCH[:4], *SCRATCH[4:-2], "--algo", "bpe", "--vocab-size", "300", "--max-steps", str(STEPS),
-    "--save-steps", "100", "--eval-steps", "50", "--logging-steps", "1",
+    "--save-steps", "50", "--eval-steps", "100", "--logging-steps", "1",
 )  # fmt: skip
 
 
