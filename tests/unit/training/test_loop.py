@@ -492,6 +492,31 @@ def test_eight_bits_are_refused_before_the_text_is_read(lab: Any) -> None:
     assert not (lab.root / "cache").exists()
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_stop_in_the_last_validation(lab: Any, beside: bool) -> None:
+    """What is published after it has the bytes of a run that nothing stopped, record of the best step and all."""
+    config = lab.config(training__max_steps=6, training__eval_steps=3, training__async_save=beside)
+    whole = lab.run(config, "whole", publish=True)
+    assert whole.trainer.state.best_step == 6
+    run = lab.build(config, "parts")
+    batches = run.trainer.validation.batches
+
+    def interrupted() -> Any:
+        for batch in batches():
+            if run.trainer.state.step == 6:
+                run.trainer.request_stop(15)
+            yield batch
+
+    run.trainer.validation = replace(run.trainer.validation, batches=interrupted)
+    with pytest.raises(Interrupted, match="SIGTERM at step 6"):
+        list(run.trainer.run())
+    resumed = lab.run(config, "parts", resume=True, publish=True)
+    assert resumed.reports == []
+    for name in ("model.safetensors", "training.json"):
+        assert (lab.root / "parts" / name).read_bytes() == (lab.root / "whole" / name).read_bytes()
+    assert resumed.keeper.store.steps() == whole.keeper.store.steps()
+
+
 def test_two_stops_in_one_validation(lab: Any) -> None:
     """Made up for by a resume that is stopped as well, it is still that of its step, and is said when it is done."""
     config = lab.config(training__max_steps=8, training__eval_steps=3, training__eval_batches=3)
