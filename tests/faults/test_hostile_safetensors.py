@@ -126,28 +126,31 @@ def test_what_is_no_file_in_a_model_is_refused(name: str, file: str, tmp_path: P
     assert str(model) in caught.value.message
 
 
-@pytest.fixture(scope="module")
-def header_bombs(online: Environment, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """How each large header was refused, by load_weights and by the reader of headers alone."""
-    folder = tmp_path_factory.mktemp("headers")
+HEADER_READERS = {"read_header": "llmt.checkpoints.header", "load_weights": "llmt.checkpoints.weights"}
+
+
+@pytest.fixture(scope="module", params=["read_header", pytest.param("load_weights", marks=pytest.mark.slow)])
+def header_bombs(
+    request: pytest.FixtureRequest, online: Environment, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Results]:
+    """A reader, the one of headers alone or load_weights, and how it refused each large header."""
+    folder, call = tmp_path_factory.mktemp("headers"), request.param
     jobs = []
     for number, (name, data) in enumerate(payloads.header_bombs().items()):
         path = folder / f"bomb-{number}.safetensors"
         path.write_bytes(data)
-        jobs += [Job(f"{call} {name}", call, [str(path)], fork=True) for call in ("read_header", "load_weights")]
-    by_header, by_weights = jobs[::2], jobs[1::2]
-    results = payloads.run_jobs(by_header, folder / "one", online, ("llmt.checkpoints.header",), timeout=500)
-    results |= payloads.run_jobs(by_weights, folder / "two", online, ("llmt.checkpoints.weights",), timeout=500)
+        jobs.append(Job(name, call, [str(path)], fork=True))
+    results = payloads.run_jobs(jobs, folder / "scratch", online, (HEADER_READERS[call],), timeout=500)
     for path in folder.glob("*.safetensors"):
         path.unlink()
-    return results
+    return call, results
 
 
-@pytest.mark.parametrize("call", ["read_header", "load_weights"])
 @pytest.mark.parametrize("name", payloads.header_bombs())
-def test_a_large_header_is_refused_in_little_memory(header_bombs: Results, name: str, call: str) -> None:
+def test_a_large_header_is_refused_in_little_memory(header_bombs: tuple[str, Results], name: str) -> None:
     """It is refused with exit code 4, 200 MiB above the start at most, and without torch below 300 MiB in all."""
-    result = header_bombs[f"{call} {name}"]
+    call, results = header_bombs
+    result = results[name]
     print(json.dumps({"bomb": f"{call} {name}", **{key: result[key] for key in ("code", "cpu", "peak", "grown")}}))
     assert result["code"] == 4, result
     assert result["grown"] < GROWTH
@@ -162,32 +165,32 @@ def test_a_large_header_is_refused_in_little_memory(header_bombs: Results, name:
 INDEXES = {".safetensors": "model.safetensors.index.json", ".bin": "pytorch_model.bin.index.json"}
 
 
-@pytest.fixture(scope="module")
-def index_bombs(online: Environment, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """How each large index was refused."""
-    folder = tmp_path_factory.mktemp("indexes")
-    results: Results = {}
-    for ending, index in INDEXES.items():
-        jobs = []
-        for number, (name, data) in enumerate(payloads.index_bombs(ending).items()):
-            model = folder / f"{number}{ending}"
-            model.mkdir()
-            (model / index).write_bytes(data)
-            arguments = [str(model)] if ending == ".safetensors" else [str(model), str(folder / "out")]
-            call = "load_weights" if ending == ".safetensors" else "convert"
-            jobs.append(Job(f"{ending} {name}", call, arguments, fork=True))
-        preload = ("llmt.checkpoints.weights",) if ending == ".safetensors" else ()
-        results |= payloads.run_jobs(jobs, folder / f"scratch{ending}", online, preload, timeout=500)
+@pytest.fixture(scope="module", params=[".bin", pytest.param(".safetensors", marks=pytest.mark.slow)])
+def index_bombs(
+    request: pytest.FixtureRequest, online: Environment, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Results]:
+    """The ending of the files, and how each large index of such was refused."""
+    folder, ending = tmp_path_factory.mktemp("indexes"), request.param
+    jobs = []
+    for number, (name, data) in enumerate(payloads.index_bombs(ending).items()):
+        model = folder / f"{number}{ending}"
+        model.mkdir()
+        (model / INDEXES[ending]).write_bytes(data)
+        arguments = [str(model)] if ending == ".safetensors" else [str(model), str(folder / "out")]
+        call = "load_weights" if ending == ".safetensors" else "convert"
+        jobs.append(Job(name, call, arguments, fork=True))
+    preload = ("llmt.checkpoints.weights",) if ending == ".safetensors" else ()
+    results = payloads.run_jobs(jobs, folder / f"scratch{ending}", online, preload, timeout=500)
     for path in folder.glob("*/*.json"):
         path.unlink()
-    return results
+    return ending, results
 
 
-@pytest.mark.parametrize("ending", INDEXES)
 @pytest.mark.parametrize("name", payloads.index_bombs(".bin"))
-def test_a_large_index_is_refused_in_little_memory(index_bombs: Results, name: str, ending: str) -> None:
+def test_a_large_index_is_refused_in_little_memory(index_bombs: tuple[str, Results], name: str) -> None:
     """It is refused with exit code 4, 200 MiB above the start at most, and without torch below 300 MiB in all."""
-    result = index_bombs[f"{ending} {name}"]
+    ending, results = index_bombs
+    result = results[name]
     print(json.dumps({"bomb": f"{ending} {name}", **{key: result[key] for key in ("code", "cpu", "peak", "grown")}}))
     assert result["code"] == 4, result
     assert result["grown"] < GROWTH
