@@ -196,8 +196,9 @@ class TrainingLoop:
                 evaluation, _ = self._validate()
                 self._heed_stop()
                 if evaluation is not None:
-                    self._late = (f"the validation of step {self.state.step} was made up for: {evaluation.loss:.4f}",)
-                    self._save(required=True)  # its checkpoint says what was found, as without the stop
+                    _, problems = self._save(required=True)  # its checkpoint says what was found, as without the stop
+                    made_up = f"the validation of step {self.state.step} was made up for: {evaluation.loss:.4f}"
+                    self._late = (made_up, *problems)
             while not self._finished():
                 begun, before = time.monotonic(), (self.epoch, self.state.seconds)
                 window = [next(batches) for _ in range(self.limits.accumulation)]
