@@ -144,7 +144,7 @@ def _run(
     take_own_device(asked.device)
     check_device(asked)
     with _open(asked) as runtime:
-        runtime.on_main(lambda: claim_directory(directory, resume=how.resume, overwrite=how.overwrite))
+        runtime.on_main(lambda: claim_directory(directory, asked, resume=how.resume, overwrite=how.overwrite))
         if base is None and asked.lora.enabled:
             base = _first_base(out, asked, runtime)
         if how.overwrite:
@@ -153,7 +153,7 @@ def _run(
         with held(directory) if runtime.is_main else nullcontext() as killed:
             if killed is not None:
                 out.say(f"note: {killed} ended without a word: it was killed, maybe for want of memory")
-            runtime.on_main(lambda: claim_directory(directory, resume=how.resume, overwrite=how.overwrite))
+            runtime.on_main(lambda: claim_directory(directory, asked, resume=how.resume, overwrite=how.overwrite))
             _train(out, asked, directory, base, how, runtime)
 
 
@@ -245,7 +245,7 @@ def _first_base(out: Output, asked: TrainConfig, runtime: "Runtime") -> Path:
         source = find_source(str(directory))
     full = [Given("lora.enabled", False, "the base of an adapter"), Given("device", asked.device, "--device")]
     first = load_run(source, flags=full).config.model_copy(update={"name": directory.name, "output_dir": None})
-    runtime.on_main(lambda: claim_directory(directory, resume=started, overwrite=False))
+    runtime.on_main(lambda: claim_directory(directory, first, resume=started, overwrite=False))
     with held(directory) if runtime.is_main else nullcontext():
         _train(out, with_sources(first), directory, None, How(resume=started, result=False), runtime)
     return directory

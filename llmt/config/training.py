@@ -135,6 +135,10 @@ class TrainingConfig(Section):
     stop_on_divergence: Flag = False
     """Stop where the loss explodes, instead of only saying so. A loss or gradient that is no number always stops."""
 
+    retry_on_divergence: Flag = False
+    """Where a run diverges, go back to its last checkpoint and try again, once: for memory or a device that may err.
+    What was no chance happens again, and stops the run."""
+
     save_strategy: Literal["steps", "epoch"] = "steps"
     """Write a checkpoint every `save_steps`, or after each pass over the text."""
 

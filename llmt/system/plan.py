@@ -132,7 +132,7 @@ def choose_precision(asked: str, device: str, speed: Speed) -> PlanLine:
         return PlanLine("precision", asked, "asked for")
     if not speed.bf16:
         return PlanLine("precision", "fp32", f"{device} has no bf16 products")
-    gain = f"bf16 products measured {speed.bf16_gain:.1f}x as fast as fp32"
+    gain = f"bf16 products measured {speed.bf16_gain:.2g}x as fast as fp32"
     if speed.bf16_gain >= FAST_BF16:
         return PlanLine("precision", "bf16", f"{gain}; weights and moments stay in fp32")
     return PlanLine("precision", "fp32", gain)

@@ -40,7 +40,7 @@ from llmt.training.keeper import RunKeeper, read_state
 from llmt.training.limits import total_steps
 from llmt.training.loop import TrainingLoop, Validation
 from llmt.training.micro_batch import largest_micro_batch
-from llmt.training.model import compile_blocks, make_model, restore, take_model
+from llmt.training.model import compile_blocks, go_back, make_model, restore, take_model
 from llmt.training.optim import Optimizer
 from llmt.training.pace import limits_of, schedule_of
 from llmt.training.resume import SCHEDULE, check_same_run, pin_plan, share_step, weights_fingerprint
@@ -284,6 +284,8 @@ def build_trainer(
     limits = limits_of(config, plan, data.samples, runtime.world_size)
     loop = TrainingLoop(model, optimizer, loader, schedule_of(config, plan), limits, keeper, config.seed, runtime)
     _equip(loop, prepared, runtime, fresh=base is None and own is None and prepared.checkpoint is None)
+    if config.training.retry_on_divergence:
+        loop.go_back = partial(go_back, loop, keeper)
     if prepared.checkpoint is not None:
         restore(loop, prepared.checkpoint)
     if plan.precision == "fp16":

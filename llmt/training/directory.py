@@ -11,7 +11,11 @@ from llmt.checkpoints.lock import output_lock
 from llmt.checkpoints.store import CheckpointStore
 from llmt.config.names import AUTO, NEWEST
 from llmt.config.run import TrainConfig
-from llmt.errors import BusyOutputError, ModelFileError
+from llmt.errors import BusyOutputError, ConfigError, ModelFileError
+from llmt.training.resume import differences
+
+SHOWN = 4
+"""Settings that are named where another run stands in the way."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,14 @@ def run_directory(config: TrainConfig) -> Path:
     return Path(layout.RUNS_DIRECTORY) / name
 
 
-def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
+def claim_directory(directory: Path, asked: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     """Make sure that a run may be written there.
+
+    Args:
+        directory: Of the run.
+        asked: Its configuration.
+        resume: A run that stands there goes on.
+        overwrite: It is replaced.
 
     Raises:
         BusyOutputError: Another run is there and neither option was given, or what is there is no run.
@@ -77,7 +87,7 @@ def claim_directory(directory: Path, *, resume: bool, overwrite: bool) -> None:
     if not overwrite:
         resumable = f"llmt train {directory} --resume   goes on; " if steps else ""
         raise BusyOutputError(
-            f"{directory}: holds {'another run' if is_run else 'files'} already",
+            f"{directory}: holds {_what_run(directory, asked) if is_run else 'files'} already",
             f"{resumable}--overwrite replaces a run; or name another directory with --output-dir",
         )
     if not is_run:
@@ -95,6 +105,18 @@ def _holds_work(directory: Path, is_run: bool) -> bool:
     ours = (layout.LOCK, layout.LOCK_OWNER)
     # A process that was killed while it began leaves temporary files.
     return any(p.name not in ours and not p.name.startswith(layout.TEMPORARY_PREFIX) for p in directory.iterdir())
+
+
+def _what_run(directory: Path, asked: TrainConfig) -> str:
+    """The run that stands there, by what it has otherwise than the one asked for."""
+    try:
+        found = differences(directory, asked)
+    except ConfigError:  # of another version, or edited: whatever it is, it stands there
+        return "another run"
+    if not found:
+        return "a run of these settings"
+    more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f"another run ({'; '.join(found[:SHOWN])}{more})"
 
 
 def clear_directory(directory: Path) -> None:

@@ -102,12 +102,18 @@ class RunKeeper:
         with storage_errors("creating the run directory", self.directory):
             make_directory(self.directory)
         self._first = step + 1
-        self._rewind_metrics(step)
+        self.rewind(step)
         write_text_atomic(self.directory / layout.RUN_CONFIG, dump_config(self._config))
         write_text_atomic(self.directory / layout.PLAN, _json(self.plan.values()))
         write_text_atomic(self.directory / layout.AUDIT, _json(audit))
 
-    def _rewind_metrics(self, step: int) -> None:
+    def rewind(self, step: int) -> None:
+        """Drop the lines of `metrics.jsonl` about steps after this one: they are made again.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        self._unlogged = [line for line in self._unlogged if _step_of(line) <= step]
         path = self.directory / layout.METRICS
         if not path.is_file():
             return

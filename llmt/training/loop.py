@@ -105,6 +105,7 @@ class TrainingLoop:
         average: Moving average of the weights; where there is one, it is validated and kept as the model.
         validation: Held-out text; None where there is none.
         sampler: Writes a sample, piece by piece; None where none is wanted.
+        go_back: Puts everything where the last checkpoint left it; None where a run that diverges is not tried again.
         guard: Watches the steps, above all the first; None watches nothing.
         fingerprint: What the run depends on; kept in every checkpoint.
         notes: Why a resumed run is not the same bit for bit, one phrase each.
@@ -133,6 +134,7 @@ class TrainingLoop:
         self.average: Average | None = None
         self.validation: Validation | None = None
         self.sampler: Callable[[], Iterator[str]] | None = None
+        self.go_back: Callable[[], None] | None = None
         self.guard: Guard | None = None
         self.fingerprint: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()
@@ -143,6 +145,7 @@ class TrainingLoop:
         self._failed_saves = 0
         self._bests: list[tuple[int, float]] = []
         self._late: tuple[str, ...] = ()
+        self._went_back = ""
 
     def request_stop(self, signum: int) -> None:
         """Finish the step under way, save, and raise `Interrupted` from `run`."""
@@ -202,13 +205,18 @@ class TrainingLoop:
             while not self._finished():
                 begun, before = time.monotonic(), (self.epoch, self.state.seconds)
                 window = [next(batches) for _ in range(self.limits.accumulation)]
-                with memory_errors(self.state.step + 1, self.limits):
-                    report = self._step(stepper, window) | {"before": before}
-                    now = time.monotonic()
-                    seconds = self.runtime.from_main(earlier + now - started)
-                    self.state = self.state.advance(seconds=seconds)
-                    report["tokens_per_second"] = report.pop("trained") / max(now - begun, 1e-9)
-                    completed = self._complete(report, now - started)
+                try:
+                    with memory_errors(self.state.step + 1, self.limits):
+                        report = self._step(stepper, window) | {"before": before}
+                        now = time.monotonic()
+                        seconds = self.runtime.from_main(earlier + now - started)
+                        self.state = self.state.advance(seconds=seconds)
+                        report["tokens_per_second"] = report.pop("trained") / max(now - begun, 1e-9)
+                        completed = self._complete(report, now - started)
+                except DivergedError as error:
+                    self._try_again(error)
+                    batches = self.loader.batches(self.state.step * self.samples_per_step)
+                    continue
                 yield completed
                 self._heed_stop()
             self._settle(required=True)
@@ -216,6 +224,23 @@ class TrainingLoop:
             self.keeper.close()
             if isinstance(batches, Generator):
                 batches.close()
+
+    def _try_again(self, error: DivergedError) -> None:
+        """Go back to the last checkpoint, once and where that is wanted: chance does not strike twice.
+
+        Raises:
+            DivergedError: It is not to be tried again.
+        """
+        if self.go_back is None:
+            raise error
+        if self._went_back:
+            raise DivergedError(f"{error.message}; before, {self._went_back}", error.hint) from None
+        self._settle(required=False)
+        if not self._saved_step:
+            raise error
+        self._went_back = error.message
+        self.go_back()
+        self._late = (f"{error.message}; went back to step {self.state.step} to try once more",)
 
     def _finished(self) -> bool:
         limits, state = self.limits, self.state

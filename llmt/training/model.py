@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmt.checkpoints.store import Checkpoint
 from llmt.config.run import TrainConfig
-from llmt.errors import MismatchError
+from llmt.errors import DivergedError, MismatchError
 from llmt.models.base import BaseLanguageModel
 from llmt.models.fresh import new_model
 from llmt.models.huggingface import HuggingFaceModelWrapper
@@ -16,7 +16,7 @@ from llmt.models.lora import LoraModel, add_lora
 from llmt.models.transformer import TransformerLM
 from llmt.system.plan import RunPlan
 from llmt.tokenizers.base import Tokenizer, special_ids
-from llmt.training.keeper import read_checkpoint
+from llmt.training.keeper import RunKeeper, read_checkpoint
 from llmt.training.loop import TrainingLoop
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -130,3 +130,20 @@ def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:
     if loop.average is not None:
         loop.average.load(kept)
     loop.resume(saved.state)
+
+
+def go_back(loop: TrainingLoop, keeper: RunKeeper) -> None:
+    """Put a loop where its newest whole checkpoint left it, and forget what was logged since.
+
+    Raises:
+        DivergedError: There is no whole one.
+        StorageError: The disk refused.
+    """
+    found = loop.runtime.on_main(keeper.store.latest)
+    step = loop.runtime.share(None if found is None else found.step)
+    if step is None:
+        raise DivergedError(f"{keeper.directory}: no whole checkpoint to go back to", "llmt train   starts a new run")
+    for weight in loop.optimizer.weights:
+        weight.parameter.grad = weight.master.grad = None
+    restore(loop, found or keeper.store.verified(step))
+    loop.runtime.on_main(lambda: keeper.rewind(step))

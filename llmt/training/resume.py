@@ -23,9 +23,9 @@ MAY_DIFFER = {
     "training.max_steps", "training.num_train_epochs", "training.max_tokens", "training.max_time",
     "training.eval_strategy", "training.eval_steps", "training.early_stopping_patience",
     "training.early_stopping_threshold", "training.save_strategy", "training.save_steps", "training.save_total_limit",
-    "training.save_format", "training.async_save", "training.stop_on_divergence", "training.auto_micro_batch",
-    "training.compile", "training.accelerate", "training.num_processes", "training.distributed_backend",
-    "training.distributed_timeout",
+    "training.save_format", "training.async_save", "training.stop_on_divergence", "training.retry_on_divergence",
+    "training.auto_micro_batch", "training.compile", "training.accelerate", "training.num_processes",
+    "training.distributed_backend", "training.distributed_timeout",
     "logging.steps", "logging.sample_strategy", "logging.sample_steps", "logging.sample_prompt",
     "logging.sample_tokens",
 }  # fmt: skip
@@ -42,22 +42,32 @@ CHANGES = "data_changes"
 """In the fingerprint: the steps at which a resume went on with another text."""
 
 
+def differences(directory: Path, config: TrainConfig) -> list[str]:
+    """The settings that a resume has to leave alone and that a configuration has otherwise than the run there.
+
+    Raises:
+        ConfigError: The run's own configuration cannot be read.
+    """
+    path = directory / layout.RUN_CONFIG
+    saved = load_run(ConfigSource(directory.name, path=path), environ={}).config
+    found = []
+    for field in walk_fields(TrainConfig):
+        before, now = _value(saved, field.path), _value(config, field.path)
+        if before != now and field.path not in MAY_DIFFER:
+            found.append(f"{field.path}: {before} -> {now}")
+    return found
+
+
 def check_same_config(directory: Path, config: TrainConfig) -> None:
     """The configuration of a resume is that of the run, but for what may differ.
 
     Raises:
         MismatchError: It is not; names every difference.
     """
-    path = directory / layout.RUN_CONFIG
-    saved = load_run(ConfigSource(directory.name, path=path), environ={}).config
-    differences = []
-    for field in walk_fields(TrainConfig):
-        before, now = _value(saved, field.path), _value(config, field.path)
-        if before != now and field.path not in MAY_DIFFER:
-            differences.append(f"{field.path}: {before} -> {now}")
-    if differences:
+    found = differences(directory, config)
+    if found:
         raise MismatchError(
-            f"{directory}: the run differs: {'; '.join(differences)}",
+            f"{directory}: the run differs: {'; '.join(found)}",
             f"llmt train {directory} --resume   takes the run's own settings",
         )
 

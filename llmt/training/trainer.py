@@ -120,7 +120,7 @@ class Trainer:
         if resume and overwrite:
             raise UsageError("Trainer: resume and overwrite: one goes on, the other starts again", "one of the two")
         resume = resume and bool(CheckpointStore(self.directory).steps())
-        claim_directory(self.directory, resume=resume, overwrite=overwrite)
+        claim_directory(self.directory, self.config, resume=resume, overwrite=overwrite)
         with _process(self.config) as runtime, held(self.directory):
             loop, keeper, prepared, rounded = self._begin(runtime, resume=resume, overwrite=overwrite)
             for sentence in prepared.damaged:

@@ -130,10 +130,14 @@ def test_a_device_that_is_not_here(inside: Any, finished: Any, command: list[str
 
 
 def test_a_run_is_not_replaced_unasked(inside: Any, finished: Any, tiny: tuple[str, ...], listing_of: Any) -> None:
-    """A second run into the same directory is exit 10 and names both ways out."""
+    """A second run into the same directory is exit 10, names both ways out, and what it has otherwise."""
     before = listing_of(finished[0])
-    result = inside("train", "quickstart", "--data", "text.txt", *tiny, cwd=finished[0])
-    refuse(result, 10, "runs/quickstart", "--resume", "--overwrite")
+    command = ("train", "quickstart", "--data", "text.txt", *tiny)
+    result = inside(*command, cwd=finished[0])
+    refuse(result, 10, "runs/quickstart", "a run of these settings", "--resume", "--overwrite")
+    other = inside(*command, "--learning-rate", "0.5", "--seed", "9", "--save-steps", "7", cwd=finished[0])
+    refuse(other, 10, "another run (", "training.learning_rate: 0.006 -> 0.5", "seed: 42 -> 9")
+    assert "save_steps" not in other.err
     assert listing_of(finished[0]) == before
 
 
