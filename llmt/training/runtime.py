@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -132,6 +133,8 @@ class AcceleratedRuntime(Runtime):
         self._hint = hint
         self._lost = False
         self._small: Any = None
+        if processes > 1:  # imported later, its functions hold the group, whose threads outlive it and abort the exit
+            import_module("torch.distributed.nn")
         with self._waiting("all processes to start"):
             self._accelerator = _accelerator(device, backend if processes > 1 else None, timeout)
             self.rank = int(self._accelerator.process_index)

@@ -131,6 +131,8 @@ try:
 except ZeroDivisionError:
     pass
 runtime.close()
+names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+found["threads"] = [name for name in names if "gloo" in name]
 print(json.dumps(found))
 """
 
@@ -159,6 +161,7 @@ def test_all_processes_hear_the_same(environment: dict[str, str]) -> None:
         assert found["still"] == [2.0]
         assert found["differing"][1] == "weights at the start: fp32 weight is not the same on all processes"  # type: ignore[index]
         assert found["waited"] >= 5.9  # type: ignore[operator]
+        assert found["threads"] == []  # what is left of a group can abort the process that ends
     assert ended[1].value["bug"] == ["PeerLostError", "process 0 failed: ZeroDivisionError: oops", "again", 11]
 
 
