@@ -6,15 +6,19 @@ import os
 import secrets
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from llmt.checkpoints import layout
 from llmt.errors import StorageError
 from llmt.units import format_size
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 Data: TypeAlias = bytes | bytearray | memoryview
 Content: TypeAlias = Data | Iterable[Data]
@@ -29,6 +33,7 @@ _CREATE = (
     | getattr(os, "O_CLOEXEC", 0)
 )
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_HASHED_BESIDE, _MOST_UNHASHED = 1 << 18, 1 << 26
 _MORE_ROOM = "free some space or choose another output directory"
 _REASONS = {
     errno.EROFS: "the file system is read-only",
@@ -128,25 +133,60 @@ def _free_files(path: Path) -> int | None:
 
 
 class NewFile:
-    """A file being written; made by `new_file`."""
+    """A file being written; made by `new_file`.
+
+    Large pieces are hashed in a thread beside the writing.
+    """
 
     def __init__(self, descriptor: int, *, hashed: bool) -> None:
         self._descriptor = descriptor
         self._digest = hashlib.sha256() if hashed else None
+        self._hasher: Executor | None = None
+        self._unhashed: deque[tuple[Future[None], int]] = deque()
         self._size = 0
 
-    def write(self, data: Data) -> None:
+    def write(self, data: Data, *, lasting: bool = False) -> None:
         """Append all of `data`, however often the system takes only a part.
+
+        Args:
+            data: The bytes.
+            lasting: They stay as they are until the file is done, so that hashing them may end later.
 
         Raises:
             OSError: The disk refused; `new_file` turns it into a `StorageError`.
         """
         view = memoryview(data).cast("B")
-        if self._digest is not None:
-            self._digest.update(view)
+        self._hash(view)
         self._size += len(view)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        finally:
+            self._catch_up(_MOST_UNHASHED if lasting else 0)
+
+    def _hash(self, view: memoryview) -> None:
+        if self._digest is None:
+            return
+        if len(view) < _HASHED_BESIDE:
+            self._catch_up(0)
+            self._digest.update(view)
+            return
+        if self._hasher is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._hasher = ThreadPoolExecutor(1, thread_name_prefix="llmt-hash")
+        self._unhashed.append((self._hasher.submit(self._digest.update, view), len(view)))
+
+    def _catch_up(self, most: int) -> None:
+        """Wait until no more than so many bytes are still to be hashed."""
+        while sum(size for _, size in self._unhashed) > most:
+            self._unhashed.popleft()[0].result()
+
+    def close(self) -> None:
+        """End what runs beside the writing; the descriptor stays open."""
+        self._catch_up(0)
+        if self._hasher is not None:
+            self._hasher.shutdown()
 
     def fileno(self) -> int:
         """The descriptor of the open file, for what is written at a place of it: neither counted nor hashed."""
@@ -155,6 +195,7 @@ class NewFile:
     @property
     def record(self) -> FileRecord:
         """Size and SHA-256 of what was handed in so far."""
+        self._catch_up(0)
         return FileRecord(self._size, "" if self._digest is None else self._digest.hexdigest())
 
 
@@ -189,9 +230,13 @@ def new_file(path: Path, *, hashed: bool = True, size: int | None = None, durabl
         descriptor = os.open(path, _CREATE, 0o666)
         done = False
         try:
-            yield NewFile(descriptor, hashed=hashed)
-            if durable:
-                flush(descriptor)
+            file = NewFile(descriptor, hashed=hashed)
+            try:
+                yield file
+                if durable:
+                    flush(descriptor)
+            finally:
+                file.close()
             done = True
         finally:
             os.close(descriptor)
@@ -201,7 +246,7 @@ def new_file(path: Path, *, hashed: bool = True, size: int | None = None, durabl
 
 def write_file(path: Path, content: Content, *, hashed: bool = True) -> FileRecord:
     """Write a new file from bytes, or from an iterable of them that need not fit in memory at once; see
-    `new_file`.
+    `new_file`. Each piece has to stay as it is until the file is done.
 
     Raises:
         StorageError: The disk refused.
@@ -212,7 +257,7 @@ def write_file(path: Path, content: Content, *, hashed: bool = True) -> FileReco
         size, chunks = None, iter(content)
     with new_file(path, hashed=hashed, size=size) as file:
         for chunk in chunks:
-            file.write(chunk)
+            file.write(chunk, lasting=True)
     return file.record
 
 

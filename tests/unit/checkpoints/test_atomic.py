@@ -15,7 +15,14 @@ import pytest
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import publish_into, staged_directory
-from llmt.checkpoints.files import append_line, require_free_space, storage_errors, write_file, write_text_atomic
+from llmt.checkpoints.files import (
+    append_line,
+    new_file,
+    require_free_space,
+    storage_errors,
+    write_file,
+    write_text_atomic,
+)
 from llmt.checkpoints.manifest import manifest_problems, read_manifest, verify_manifest
 from llmt.errors import ModelFileError, StorageError
 
@@ -28,6 +35,27 @@ def make(target: Path, **extra: object) -> Path:
         staged.write_json("b.json", {"x": 1})
         (staged.path / "c.txt").write_text("by another writer")
     return target
+
+
+@pytest.mark.parametrize("sizes", [(5, 300_000, 7, 0, 900_000), (40_000_000, 40_000_000, 3), (262_143, 262_144)])
+def test_a_hash_beside_the_writing_is_that_of_the_file(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    """Large pieces are hashed in a thread, small ones are not: the order stays."""
+    pieces = [bytes([number]) * size for number, size in enumerate(sizes, 1)]
+    record = write_file(tmp_path / "a.bin", iter(pieces))
+    written = (tmp_path / "a.bin").read_bytes()
+    assert written == b"".join(pieces)
+    assert record.size == len(written)
+    assert record.sha256 == hashlib.sha256(written).hexdigest()
+
+
+def test_a_buffer_may_be_used_again_after_a_write(tmp_path: Path) -> None:
+    """What is written without a word on how long it lasts is hashed when the call is over."""
+    buffer = bytearray(20_000_000)
+    with new_file(tmp_path / "a.bin") as file:
+        for value in (1, 2, 3):
+            buffer[:] = bytes([value]) * len(buffer)
+            file.write(buffer)
+    assert file.record.sha256 == hashlib.sha256((tmp_path / "a.bin").read_bytes()).hexdigest()
 
 
 def test_a_staged_directory_appears_whole_with_its_manifest(tmp_path: Path) -> None:
