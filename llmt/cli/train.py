@@ -21,6 +21,7 @@ from llmt.config.load import ConfigSource, find_source, load_run
 from llmt.config.names import NEWEST
 from llmt.config.run import TrainConfig
 from llmt.errors import Interrupted, MismatchError, ModelFileError, UsageError
+from llmt.system.machine import use_portable_numerics
 from llmt.units import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -203,14 +204,24 @@ def _open(asked: TrainConfig) -> Iterator["Runtime"]:
         runtime.close()
 
 
+def _asked(
+    out: Output, argument: str | None, given: list[Given], sets: Sequence[str]
+) -> tuple[ConfigSource, TrainConfig]:
+    """The configuration under its name, and where it is from."""
+    source, loaded = load_asked(argument, given, sets)
+    for note in loaded.notes:
+        out.say(f"note: {note}")
+    asked = loaded.config if loaded.config.name else loaded.config.model_copy(update={"name": source.name})
+    if asked.portable_numerics:  # torch is loaded later
+        use_portable_numerics()
+    return source, asked
+
+
 def _read(
     out: Output, argument: str | None, given: list[Given], sets: Sequence[str], wanted: "ResumeWanted | None"
 ) -> tuple[TrainConfig, bool]:
     """The configuration, that of a resume from the run itself; and whether it is one."""
-    source, loaded = load_asked(argument, given, sets)
-    asked = loaded.config if loaded.config.name else loaded.config.model_copy(update={"name": source.name})
-    for note in loaded.notes:
-        out.say(f"note: {note}")
+    source, asked = _asked(out, argument, given, sets)
     if wanted is None:
         return asked, False
     from llmt.checkpoints.store import CheckpointStore

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmt.config.base import Count, Section, Text
+from llmt.config.base import Count, Flag, Section, Text
 from llmt.config.data import DataConfig
 from llmt.config.model import ModelConfig
 from llmt.config.tokenizer import TokenizerConfig
@@ -32,6 +32,10 @@ class TrainConfig(Section):
     threads: Count | None = Field(None, gt=0)
     """CPU threads of one operation. None means the physical cores this process may use."""
 
+    portable_numerics: Flag = False
+    """Compute with the instructions that every processor of this kind has, so that another one comes to the same bits
+    more often. Slower, on the CPU only, and nothing is compiled."""
+
     seed: Count = Field(42, ge=0)
     """Start of every random number: initial weights, sample order, dropout, the sample at the end."""
 
@@ -49,4 +53,12 @@ class TrainConfig(Section):
             raise ValueError(
                 f"data.block_size {self.data.block_size} is longer than model.max_position_embeddings {longest}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _portable_is_possible(self) -> Self:
+        if self.portable_numerics and self.training.compile == "always":
+            raise ValueError("portable_numerics with training.compile always: compiled code is made for this processor")
+        if self.portable_numerics and self.device not in ("auto", "cpu"):
+            raise ValueError(f"portable_numerics with device {self.device}: it is about the CPU")
         return self

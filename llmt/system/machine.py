@@ -8,12 +8,16 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 
-from llmt.errors import DeviceError, MissingPackageError
+from llmt.errors import DeviceError, MissingPackageError, UsageError
 from llmt.system.memory import get_memory_usage, physical_cores
 
 DEVICE_ORDER = ("cuda", "mps", "cpu")
 FAST_BF16 = 1.3
 """bf16 products must be this many times faster than fp32 ones to be chosen."""
+
+
+PORTABLE = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+"""What keeps torch, MKL and oneDNN from choosing their code by the processor."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,20 @@ class Speed:
     def bf16_gain(self) -> float:
         """How many times faster bf16 is."""
         return self.bf16 / self.fp32
+
+
+def use_portable_numerics() -> None:
+    """Let this process, and those that it starts, compute with the instructions that all processors of a kind have.
+
+    Raises:
+        UsageError: torch is loaded already, and has chosen otherwise.
+    """
+    if "torch" in sys.modules and any(os.environ.get(name) != value for name, value in PORTABLE.items()):
+        raise UsageError(
+            "portable_numerics: torch has chosen its instructions already",
+            f"before Python starts: export {' '.join(f'{name}={value}' for name, value in PORTABLE.items())}",
+        )
+    os.environ.update(PORTABLE)
 
 
 def inspect_machine() -> Machine:

@@ -288,6 +288,8 @@ def _compile(
     asked = config.training.compile
     if asked == "never":
         return PlanLine("compile", False, "asked for")
+    if config.portable_numerics:
+        return PlanLine("compile", False, "portable_numerics: compiled code is made for this processor")
     if device.kind == "cpu" and machine.compiler is None:
         if asked == "always":
             raise DeviceError("training.compile always: no C++ compiler found", "install g++ or clang, or use auto")

@@ -86,12 +86,14 @@ def with_sources(config: TrainConfig) -> TrainConfig:
 
 
 def check_device(config: TrainConfig) -> None:
-    """Refuse a device that is absent before anything is read or written.
+    """Refuse a device that is absent or does not fit the configuration, before anything is read or written.
 
     Raises:
-        DeviceError: It was named and is not here.
+        DeviceError: It was named and is not here, or what computes is not the CPU and has to be.
     """
-    choose_device(config.device, inspect_machine())
+    device, _ = choose_device(config.device, inspect_machine())
+    if config.portable_numerics and device.kind != "cpu":
+        raise DeviceError(f"portable_numerics: it is about the CPU, and {device.kind} would compute", "--device cpu")
 
 
 def prepare(

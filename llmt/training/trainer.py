@@ -21,7 +21,7 @@ from llmt.models.base import BaseLanguageModel
 from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.llama import foreign_shape, is_llama, parse_llama_config
 from llmt.system.estimate import Workload
-from llmt.system.machine import inspect_machine
+from llmt.system.machine import inspect_machine, use_portable_numerics
 from llmt.system.plan import PlanLine, choose_backend, choose_device, choose_threads
 from llmt.tokenizers.huggingface import as_tokenizer
 from llmt.training.corpus import Corpus, check_fits
@@ -325,6 +325,8 @@ def _process(config: TrainConfig) -> Iterator[Runtime]:
         raise UsageError(
             f"Trainer: trains in one process, and a launcher started {world_size()}", "torchrun -m llmt train"
         )
+    if config.portable_numerics:
+        use_portable_numerics()
     machine, before = inspect_machine(), torch.get_num_threads()
     device, _ = choose_device(config.device, machine)
     torch.set_num_threads(choose_threads(config.threads, machine).value)

@@ -115,8 +115,8 @@ def test_threads(asked: int | None, environment: int | None, threads: int, why: 
 @pytest.mark.parametrize(
     ("asked", "speed", "value", "why"),
     [
-        ("auto", FAST, "bf16", "bf16 products measured 3.0x as fast as fp32; weights and moments stay in fp32"),
-        ("auto", EVEN, "fp32", "bf16 products measured 1.0x as fast as fp32"),
+        ("auto", FAST, "bf16", "bf16 products measured 3x as fast as fp32; weights and moments stay in fp32"),
+        ("auto", EVEN, "fp32", "bf16 products measured 1x as fast as fp32"),
         ("auto", Speed(1e11, 0.0), "fp32", "cpu has no bf16 products"),
         ("fp32", FAST, "fp32", "asked for"),
         ("bf16", EVEN, "bf16", "asked for"),

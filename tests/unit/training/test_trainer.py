@@ -45,6 +45,17 @@ def tokenizer() -> Any:
     return train_tokenizer("byte", ())
 
 
+def test_portable_numerics_come_before_torch(tokenizer: Any, tmp_path: Path) -> None:
+    """Python has loaded torch when `Trainer` is asked: the environment has to say it before."""
+    trainer = Trainer(
+        model=_model(tokenizer.vocab_size), tokenizer=tokenizer, train_dataset=TEXTS, output_dir=tmp_path / "run",
+        **SETTINGS, portable_numerics=True,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="portable_numerics"):
+        trainer.train()
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_from_python(tokenizer: Any, tmp_path: Path, precision: str) -> None:
     """It yields a report a step, publishes a model that opens, and leaves the model trained and in fp32."""
