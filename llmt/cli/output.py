@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +145,12 @@ class Output:
         """A message beside the result."""
         if not self.quiet:
             self.err.print(Text(safe(text), style=style))
+
+    def at_once(self, text: str) -> None:
+        """A message on a terminal from the middle of anything, such as a signal: past what is being drawn."""
+        if self.live:
+            with suppress(OSError):  # the terminal is gone
+                os.write(self.err.file.fileno(), f"\r\x1b[K{safe(text)}\r\n".encode())
 
     def heading(self, text: str) -> None:
         """The title of what follows."""

@@ -393,7 +393,12 @@ def _steps(out: Output, loop: "TrainingLoop", keeper: "RunKeeper", every: int) -
     total, seconds = loop.schedule.total_steps, loop.limits.max_seconds or math.inf
     view = TrainingView(out, total, every)
     first = loop.state.step
-    with stop_on_signal(loop.request_stop), progress_bar(out, "training") as bar:
+
+    def heard(signum: int) -> None:
+        loop.request_stop(signum)
+        out.at_once("stopping after this step, once it is saved; Ctrl-C again stops at once")
+
+    with stop_on_signal(heard), progress_bar(out, "training") as bar:
         for report in loop.run():
             done = report.step - first
             left = max(min((total - report.step) * report.seconds / done, seconds - loop.state.seconds), 0)

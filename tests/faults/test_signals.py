@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,32 @@ def test_a_signal_saves_and_the_run_goes_on(
     assert (where / saved / "MANIFEST.json").is_file()
     assert inside(*lines[1].split()[2:], cwd=where).code == 0
     assert weights(where) == whole
+
+
+def test_ctrl_c_is_answered_at_once(environment: dict[str, str], text_file: Path, tiny: tuple[str, ...]) -> None:
+    """Somebody at a terminal reads that it was heard, and then where the run was saved."""
+    screen, end_of_process = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmt", *arguments_of(tiny, "5000")], cwd=text_file.parent,
+        env={**environment, "TERM": "xterm-256color"}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=end_of_process,
+    )  # fmt: skip
+    os.close(end_of_process)
+    shown = b""
+    try:
+        while b"tok/s" not in shown:
+            shown += os.read(screen, 4096)
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # how Linux says that the other end is closed
+            while more := os.read(screen, 4096):
+                shown += more
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(screen)
+    heard, saved = shown.find(b"stopping after this step"), shown.find(b"stopped by SIGINT")
+    assert 0 < heard < saved
 
 
 def test_a_kill_loses_only_what_was_not_saved(
