@@ -100,12 +100,34 @@ def test_the_report_is_written(found: tuple[Lines, Path, int]) -> None:
     """Results, a table with one row for each line, and figures that are PNG files throughout."""
     lines, out, _ = found
     assert len(json.loads((out / "results.json").read_text())["families"]) == len(lines)
-    assert len((out / "faults.md").read_text().splitlines()) == len(lines) + 2
+    rows = (out / "faults.md").read_text().splitlines()
+    assert sum(row.startswith("| ") for row in rows) == len(lines) + 1
+    assert ("accumulation", "llmt") not in lines or any("largest difference" in row for row in rows)
     pictures = sorted(out.glob("*.png"))
     drawn = {name for name in ("calls", "damage", "power-loss") if any(f == name.replace("-", "_") for f, _ in lines)}
     assert {path.stem for path in pictures} == {f"faults-{name}" for name in (*drawn, "survived")}
     for path in pictures:
         assert pixels(path.read_bytes())
+
+
+def test_a_family_that_is_run_again_takes_its_place(tmp_path: Path) -> None:
+    """What other runs found stays in the folder and in the table of a page, in order; nothing is in there twice."""
+    page, folder = tmp_path / "page.md", tmp_path / "out"
+    page.write_text("before\n<!-- faults: begin -->\n<!-- faults: end -->\nafter\n")
+    for family in ("damage", "accumulation", "damage"):
+        command = [
+            sys.executable, str(RUN), "--scale", "0.002", "--lanes", "1", "--only", family, "--out", str(folder),
+            "--page", str(page), "--figures", str(tmp_path),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "results.json").read_text())["families"]
+    names = [line["family"] for line in found if line["subject"] == "llmt"]
+    assert names == ["damage", "accumulation"]
+    assert (folder / "faults.md").read_text() in page.read_text()
+    assert page.read_text().startswith("before\n")
+    assert page.read_text().endswith("after\n")
+    assert pixels((tmp_path / "faults-survived.png").read_bytes())
 
 
 def pixels(data: bytes) -> bool:

@@ -4,9 +4,10 @@ After each fault the newest checkpoint must be whole and no older than the last 
 bytes must be those of a run that nothing disturbed, and going on must end with the same weights. A run whose disk
 refused a call ends with 6, or with 0 where it could do without.
 
-A kill strikes every call of every kind of save, and every fault every call of a full save. In the other saves, which
-take the same way to the disk, errors and torn writes strike every fourth or eighth call (`Case.sparse`), and those that
-resemble another (`ALIKE`) a fourth of these: all of it has to end within about half an hour on two cores.
+A kill, EIO, a full disk and a short write strike every call of every kind of save, and every fault every call of a full
+save. In the other saves, which take the same way to the disk, what resembles one of these (`ALIKE`) strikes at every
+sixteenth or thirty-second call, and a torn write at every fourth or eighth (`Case.sparse`): all of it has to end within
+about forty minutes on two cores.
 """
 
 import errno
@@ -28,6 +29,7 @@ ACTIONS = {
     "EDQUOT": (ERROR, errno.EDQUOT), "EINTR": (ERROR, errno.EINTR), "short write, ENOSPC": (SHORT, errno.ENOSPC),
     "full from here on": (FULL, errno.ENOSPC),
 }  # fmt: skip
+EVERYWHERE = ("kill", "EIO", "ENOSPC", "short write, ENOSPC")
 ALIKE = ("EDQUOT", "EINTR", "full from here on")
 LESS = 4
 """Actions whose like is tried oftener, and how much oftener; not in a full save."""
@@ -140,7 +142,7 @@ def plan(lab: Lab, case: Case, reference: Reference) -> list[Fault]:
 
 def _every(case: Case, name: str) -> int:
     """A fault is tried at every so many calls."""
-    if case.subject == LLMT and (name == "kill" or case.sparse == 1):
+    if case.subject == LLMT and (name in EVERYWHERE or case.sparse == 1):
         return 1
     return case.sparse * (LESS if name in ALIKE else 1)
 
@@ -239,5 +241,5 @@ def run(lab: Lab) -> list[Family]:
             every[case.name] = case.sparse
         work += [(fault, reference) for fault in plan(lab, case, reference)]
     found = spread(work, lambda pair: strike(lab, *pair), lab.lanes)
-    figures = {"calls": notes, "errors at every so many calls": every}
+    figures = {"calls": notes, "other faults at every so many calls": every}
     return families("calls", [verdict for verdict in found if verdict is not None], started, figures)

@@ -26,7 +26,7 @@ class Case:
         digest: The hash of what is there in the end.
         run: The folder of a run with checkpoints; empty where there are none.
         subject: Whose save it is.
-        sparse: An error is tried at every so many calls; a kill at all of them where the save is ours.
+        sparse: What need not be tried everywhere is tried at every so many calls; of a peer's save everything.
     """
 
     name: str

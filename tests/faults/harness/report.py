@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.picture import BLACK, BLUE, GREEN, GREY, RED, YELLOW, Colour, Picture
 from harness.verdicts import LLMT, Family
@@ -29,19 +30,49 @@ COLOURS: dict[str, Colour] = {
 }  # fmt: skip
 
 
-def write(directory: Path, found: Sequence[Family], scale: float) -> None:
-    """Write everything that is known about the faults into a folder."""
-    directory.mkdir(parents=True, exist_ok=True)
-    lines = [family.line() | {"failed": [f"{v.what}: {v.why}" for v in family.failed]} for family in found]
-    (directory / "results.json").write_text(json.dumps({"scale": scale, "families": lines}, indent=1) + "\n")
-    (directory / "faults.md").write_text(table(found))
-    draw(directory, found)
+FIGURES = {
+    "power_loss": ("corrupt picks, llmt and HF Trainer",),
+    "accumulation": ("largest difference",),
+    "invariance": ("hash",),
+    "signals": ("seconds of a run", "seconds allowed"),
+    "ranks": ("largest difference of a gradient",),
+    "cost": ("save, against torch.save and fsync", "checks, share"),
+}
+"""What is told beside the table, by family."""
+
+Line = dict[str, Any]
 
 
-def draw(directory: Path, found: Sequence[Family]) -> None:
-    """Write the figures into a folder: one of all families, and one of each that has parts to show."""
+def write(directory: Path, found: Sequence[Family], scale: float, *, add: bool) -> list[Line]:
+    """Write everything that is known about the faults into a folder.
+
+    Args:
+        directory: The folder.
+        found: The families that were run.
+        scale: Share of the counts that they tried.
+        add: Families that stand there and were not run now stay.
+
+    Returns:
+        A line for each family that stands there now.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    bars(found).save(directory / "faults-survived.png")
+    record = directory / "results.json"
+    lines: list[Line] = json.loads(record.read_text())["families"] if add and record.is_file() else []
+    lines = [line for line in lines if line["family"] not in {family.name for family in found}]
+    lines += [
+        family.line() | {"failed": [f"{v.what}: {v.why}" for v in family.failed], "scale": scale} for family in found
+    ]
+    lines.sort(key=lambda line: list(WHAT).index(line["family"]))
+    record.write_text(json.dumps({"families": lines}, indent=1) + "\n")
+    (directory / "faults.md").write_text(table(lines))
+    draw(directory, lines, found)
+    return lines
+
+
+def draw(directory: Path, lines: Sequence[Line], found: Sequence[Family]) -> None:
+    """Write the figures into a folder: one of all families, and one of each that was run and has parts to show."""
+    directory.mkdir(parents=True, exist_ok=True)
+    bars(lines).save(directory / "faults-survived.png")
     by_name = {family.name: [one for one in found if one.name == family.name] for family in found}
     for name, file in (("calls", "calls"), ("power_loss", "power-loss"), ("damage", "damage")):
         if name in by_name:
@@ -49,19 +80,26 @@ def draw(directory: Path, found: Sequence[Family]) -> None:
             picture.save(directory / f"faults-{file}.png")
 
 
-def table(found: Sequence[Family]) -> str:
-    """One row for each family and subject."""
+def table(lines: Sequence[Line]) -> str:
+    """One row for each family and subject, and the numbers beside them."""
     rows = ["| faults | who | tried | held | seconds |", "|---|---|--:|--:|--:|"]
-    for family in found:
-        tried, held = len(family.verdicts), len(family.verdicts) - len(family.failed)
+    numbers = []
+    for line in lines:
+        tried, held, own = line["faults"], line["passed"], line["subject"] == LLMT
         share = f"{held:,} ({held / max(tried, 1):.0%})"
-        what = WHAT.get(family.name, family.name) if family.subject == LLMT else ""
-        seconds = f"{family.seconds:.0f}" if family.subject == LLMT else ""
-        rows.append(f"| {what} | {family.subject} | {tried:,} | {share} | {seconds} |")
-    return "\n".join(rows) + "\n"
+        what = WHAT[line["family"]] if own else ""
+        seconds = f"{line['seconds']:.0f}" if own else ""
+        rows.append(f"| {what} | {line['subject']} | {tried:,} | {share} | {seconds} |")
+        told = [key for key in FIGURES.get(line["family"], ()) if key in line.get("notes", {})]
+        numbers += [f"- {WHAT[line['family']]}: {key}: {_plain(line['notes'][key])}" for key in told]
+    return "\n".join([*rows, "", *numbers] if numbers else rows) + "\n"
 
 
-def put_into(page: Path, found: Sequence[Family]) -> None:
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def put_into(page: Path, lines: Sequence[Line]) -> None:
     """Replace the table of a page; it stands between two comments.
 
     Raises:
@@ -71,22 +109,21 @@ def put_into(page: Path, found: Sequence[Family]) -> None:
     if BEGIN not in text or END not in text:
         raise ValueError(f"{page}: has no place for the table")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n{table(found)}{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n{table(lines)}{END}{after}", encoding="utf-8")
 
 
-def bars(found: Sequence[Family]) -> Picture:
+def bars(lines: Sequence[Line]) -> Picture:
     """How much of each family each subject survived."""
-    picture = Picture(1100, 30 + 22 * len(found))
+    picture = Picture(1100, 30 + 22 * len(lines))
     picture.words(10, 8, "faults survived")
-    for number, family in enumerate(found):
-        top = 30 + 22 * number
-        tried = max(len(family.verdicts), 1)
-        share = (tried - len(family.failed)) / tried
-        picture.words(10, top + 4, family.name.replace("_", " ") if family.subject == LLMT else "")
-        picture.words(160, top + 4, family.subject)
+    for number, line in enumerate(lines):
+        top, own = 30 + 22 * number, line["subject"] == LLMT
+        share = line["passed"] / max(line["faults"], 1)
+        picture.words(10, top + 4, line["family"].replace("_", " ") if own else "")
+        picture.words(160, top + 4, line["subject"])
         picture.box(430, top, 500, 18, RED)
-        picture.box(430, top, round(500 * share), 18, GREEN if family.subject == LLMT else BLUE)
-        picture.words(945, top + 4, f"{100 * share:.1f} % of {tried}")
+        picture.box(430, top, round(500 * share), 18, GREEN if own else BLUE)
+        picture.words(945, top + 4, f"{100 * share:.1f} % of {line['faults']}")
     return picture
 
 
