@@ -172,14 +172,14 @@ def _as_llmt_error(error: BaseException) -> LlmtError | None:
 
 def _is_reported(error: LlmtError) -> bool:
     """Of several processes, whether it is this one that says what happened."""
-    from llmt.training.launch import should_report
+    from llmt.training.worker import should_report
 
     return should_report(error)
 
 
 def _leave_last() -> None:
     """Let the first process speak: what started them ends all as soon as one is gone."""
-    from llmt.training.launch import wait_for_first
+    from llmt.training.worker import wait_for_first
 
     wait_for_first()
 

@@ -168,7 +168,8 @@ def _same_run(config: str | None, directory: Path) -> str:
 def _elsewhere(out: Output, asked: TrainConfig) -> int | None:
     """With several processes, start them and wait; the exit code, or None in a process that trains itself."""
     from llmt.training.directory import run_directory
-    from llmt.training.launch import check_launcher, in_worker, launch, quiet_unless_main
+    from llmt.training.launch import launch
+    from llmt.training.worker import check_launcher, in_worker, quiet_unless_main
 
     processes = check_launcher(asked)
     if in_worker():
@@ -181,8 +182,8 @@ def _elsewhere(out: Output, asked: TrainConfig) -> int | None:
 
 def _imagined(asked: TrainConfig) -> "Runtime":
     """The processes that a plan is made for, of which only this one is here."""
-    from llmt.training.launch import check_launcher
     from llmt.training.runtime import Runtime
+    from llmt.training.worker import check_launcher
 
     runtime = Runtime()
     runtime.world_size = check_launcher(asked)

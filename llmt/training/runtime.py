@@ -344,7 +344,7 @@ def take_own_device(asked: str) -> None:
     Args:
         asked: The device of the configuration.
     """
-    from llmt.training.launch import in_worker, local_rank
+    from llmt.training.worker import in_worker, local_rank
 
     wanted = in_worker() and asked in ("auto", "cuda") and torch.cuda.is_available()
     if wanted and local_rank() < torch.cuda.device_count():
@@ -366,7 +366,7 @@ def open_runtime(config: "TrainConfig", device: str, backend: str, environ: Mapp
         UsageError: The environment of the processes is incomplete.
     """
     from llmt.training.directory import run_directory
-    from llmt.training.launch import world_size
+    from llmt.training.worker import world_size
 
     processes = world_size(environ)
     if processes == 1 and not config.training.accelerate:

@@ -27,12 +27,12 @@ from llmt.tokenizers.huggingface import as_tokenizer
 from llmt.training.corpus import Corpus, check_fits
 from llmt.training.directory import claim_directory, held, run_directory
 from llmt.training.keeper import RunKeeper
-from llmt.training.launch import world_size
 from llmt.training.loop import TrainingLoop
 from llmt.training.model import release
 from llmt.training.report import StepReport
 from llmt.training.resume import check_same_config
 from llmt.training.runtime import Runtime, open_runtime
+from llmt.training.worker import world_size
 
 if TYPE_CHECKING:
     from llmt.training.build import Prepared

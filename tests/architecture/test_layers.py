@@ -140,4 +140,4 @@ def test_few_modules_read_the_environment() -> None:
         for m in modules()
         if "os.environ" in m.path.read_text(encoding="utf-8") or "getenv" in m.path.read_text(encoding="utf-8")
     }
-    assert readers == {"config/load.py", "system/machine.py", "cli/app.py", "training/launch.py"}
+    assert readers == {"config/load.py", "system/machine.py", "cli/app.py", "training/launch.py", "training/worker.py"}

@@ -314,7 +314,7 @@ def test_foreign_launchers(
 
 CHECK = """
 from llmt.config.run import TrainConfig
-from llmt.training.launch import check_launcher
+from llmt.training.worker import check_launcher
 from llmt.errors import UsageError
 try:
     print(check_launcher(TrainConfig(device="cpu")))

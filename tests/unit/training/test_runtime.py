@@ -14,9 +14,10 @@ from llmt.config.run import TrainConfig
 from llmt.config.training import TrainingConfig
 from llmt.errors import DeviceError, Interrupted, LlmtError, PeerLostError, StorageError, UsageError
 from llmt.training import launch as launching
-from llmt.training.launch import check_launcher, in_worker, is_launched, should_report, world_size
+from llmt.training import worker
 from llmt.training.optim import Optimizer
 from llmt.training.runtime import AcceleratedRuntime, Runtime, _buckets, _described, _reason, _restored, open_runtime
+from llmt.training.worker import check_launcher, in_worker, is_launched, should_report, world_size
 
 WORKER = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"}
@@ -284,7 +285,7 @@ def test_who_prints_an_error(
     error: LlmtError, alone: bool, first: bool, other: bool, launched_first: bool, launched_other: bool
 ) -> None:
     """The first process, and others where it may not know."""
-    zero, ours = WORKER | {"RANK": "0"}, {launching._LAUNCHED: "1"}
+    zero, ours = WORKER | {"RANK": "0"}, {worker.LAUNCHED: "1"}
     found = [should_report(error, environ) for environ in ({}, zero, WORKER, zero | ours, WORKER | ours)]
     assert found == [alone, first, other, launched_first, launched_other]
 
@@ -320,11 +321,11 @@ def test_a_silent_process_lets_the_first_one_speak(monkeypatch: pytest.MonkeyPat
     """It waits a little, and a signal meanwhile ends it without a word."""
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
-    earlier = {signum: signal.getsignal(signum) for signum in launching.STOP_SIGNALS}
+    earlier = {signum: signal.getsignal(signum) for signum in worker.STOP_SIGNALS}
     try:
-        launching.wait_for_first()
+        worker.wait_for_first()
         assert {signal.getsignal(signum) for signum in earlier} == {signal.SIG_DFL}
     finally:
         for signum, handler in earlier.items():
             signal.signal(signum, handler)
-    assert waited == [launching.SETTLING]
+    assert waited == [worker.SETTLING]
