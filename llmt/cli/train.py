@@ -15,6 +15,7 @@ import typer
 from llmt.cli.options import load_asked, with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import TrainingView, progress_bar
+from llmt.cli.results import evaluation_line, show_plan, show_result
 from llmt.cli.signals import Stopped, heed_swallowed
 from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, find_source, load_run
@@ -22,7 +23,6 @@ from llmt.config.names import NEWEST
 from llmt.config.run import TrainConfig
 from llmt.errors import Interrupted, MismatchError, ModelFileError, UsageError
 from llmt.system.machine import use_portable_numerics
-from llmt.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from llmt.training.build import Prepared
@@ -140,7 +140,7 @@ def _run(
     if how.plan:
         prepared = _prepare(out, with_base(asked, base), directory, base, how, _imagined(asked))
         _say_damaged(out, prepared)
-        _show_plan(out, prepared)
+        show_plan(out, prepared)
         return
     take_own_device(asked.device)
     check_device(asked)
@@ -279,33 +279,6 @@ def _prepare(
         )
 
 
-def _show_plan(out: Output, prepared: "Prepared") -> None:
-    """The plan with its reasons; the result itself under `--plan`."""
-    data, plan = prepared.corpus.data, prepared.plan
-    model = f"{format_count(prepared.work.parameters)} parameters, vocabulary {prepared.work.vocab_size:,}"
-    if prepared.config.lora.enabled:
-        model += f", adapter of rank {prepared.config.lora.r}"
-    text = data.describe()
-    if out.as_json:
-        out.json({"model": model, "data": text, "notes": [*prepared.corpus.notes, *data.notes], **plan.values()})
-        return
-    out.heading("plan")
-    if prepared.config.base is not None:
-        out.say(f"  base    {prepared.config.base}")
-    elif prepared.config.lora.enabled:
-        out.say("  base    the quickstart model, trained first: no finished run under ./runs")
-    out.say(f"  model   {model}")
-    out.say(f"  data    {text}")
-    for note in (*prepared.corpus.notes, *data.notes):
-        out.say(f"          {note}")
-    rows: list[tuple[object, ...]] = []
-    rows += [
-        (line.name, str(line.value).lower() if isinstance(line.value, bool) else line.value, line.reason)
-        for line in plan.lines
-    ]
-    out.table(rows)
-
-
 def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, how: How, runtime: "Runtime") -> None:
     """Train in a directory that is held, and show the result unless another run is still to come."""
     from llmt.training.build import build_trainer
@@ -324,14 +297,14 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
     loop, keeper = build_trainer(prepared, base=base, overwrite=how.overwrite, runtime=runtime)
     heed_swallowed()
     if not out.as_json:
-        _show_plan(out, replace(prepared, plan=keeper.plan))
+        show_plan(out, replace(prepared, plan=keeper.plan))
     if how.resume:
         _say_resume(out, loop)
     try:
         _steps(out, loop, keeper, asked.logging.steps)
         finished = _publish(loop, partial(finish, loop, keeper, prepared, base), last=how.result)
         if finished is not None and (how.result or not out.as_json):
-            _show_result(out, finished, prepared, loop, time.monotonic() - started)
+            show_result(out, finished, prepared, loop, time.monotonic() - started)
     except Interrupted as stopped:
         message = f"{stopped.message} {keeper.store.path(loop.state.step)}"
         raise Interrupted(message, f"llmt train {directory} --resume", stopped.signum) from None
@@ -408,7 +381,7 @@ def _steps(out: Output, loop: "TrainingLoop", keeper: "RunKeeper", every: int) -
             for sentence in report.warnings:
                 out.say(f"warning: {sentence}", "yellow")
             if report.evaluation is not None:
-                out.say(_evaluation_line(report.step, report.evaluation.values(), best=report.is_best))
+                out.say(evaluation_line(report.step, report.evaluation.values(), best=report.is_best))
             if report.sample is not None:
                 out.say(f"step {report.step}  sample: {report.sample}")
             refused = keeper.log(report) if loop.runtime.is_main else ""
@@ -427,55 +400,3 @@ def _stopped_at_once(directory: Path, keeper: "RunKeeper", signum: int) -> Inter
         return Interrupted(f"stopped before {directory} had a checkpoint", "--overwrite starts it again", signum)
     kept = keeper.store.path(steps[-1])
     return Interrupted(f"stopped at once; {kept} is the last checkpoint", f"llmt train {directory} --resume", signum)
-
-
-def _twice(prepared: "Prepared", loop: "TrainingLoop") -> str:
-    """The flag that makes a run twice as long: that of the stop which ended it."""
-    training, total = prepared.config.training, prepared.plan.total_steps
-    if loop.stopped_early:
-        return f"--early-stopping-patience {2 * (training.early_stopping_patience or 1)}"
-    if training.max_time is not None and loop.state.seconds >= training.max_time:
-        return f"--max-time {round(2 * training.max_time)}s"
-    if training.max_steps == total:
-        return f"--max-steps {2 * total}"
-    if training.max_tokens is not None:
-        return f"--max-tokens {2 * training.max_tokens}"
-    return f"--num-train-epochs {2 * (training.num_train_epochs or 1):g}"
-
-
-def _evaluation_line(step: int, values: dict[str, float | int | None], *, best: bool) -> str:
-    bits = values["bits_per_byte"]
-    measured = f", {bits:.3f} bits per byte" if bits is not None else ""
-    return f"step {step}  validation loss {values['loss']:.4f}{measured}{'  (best so far)' if best else ''}"
-
-
-def _show_result(out: Output, finished: "Finished", prepared: "Prepared", loop: "TrainingLoop", seconds: float) -> None:
-    """Validation, a sample, and what to type next."""
-    from llmt.training.finish import sample_text
-
-    if finished.warning:
-        out.say(f"warning: {finished.warning}", "yellow")
-    values = finished.evaluation.values() if finished.evaluation is not None else {}
-    if out.as_json:
-        sample = "".join(sample_text(finished, prepared))
-        out.json({"directory": str(finished.directory), "step": finished.step, "seconds": seconds,
-                  "validation": values or None, "sample": sample})  # fmt: skip
-        return
-    out.heading("done")
-    out.result(f"model: {finished.directory} (step {finished.step}, {format_duration(seconds)})")
-    if finished.evaluation is not None:
-        report = finished.evaluation
-        bits = report.bits_per_byte
-        measured = "" if bits is None else f"{bits:.3f} bits per byte, "
-        out.result(f"validation: {measured}perplexity {report.perplexity:.2f}, {report.tokens:,} tokens")
-    if prepared.config.logging.sample_tokens:
-        out.heading("sample")
-        if prepared.config.logging.sample_prompt:
-            out.stream(prepared.config.logging.sample_prompt)
-        for piece in sample_text(finished, prepared):
-            out.stream(piece)
-        out.result("")
-    out.heading("next")
-    out.say(f"  llmt generate {finished.directory}")
-    out.say(f"  llmt eval {finished.directory}")
-    out.say(f"  llmt train {finished.directory} --resume {_twice(prepared, loop)}")

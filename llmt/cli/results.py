@@ -1,0 +1,91 @@
+"""plan and result of a run -> what `llmt train` prints of them."""
+
+from typing import TYPE_CHECKING
+
+from llmt.cli.output import Output
+from llmt.units import format_count, format_duration
+
+if TYPE_CHECKING:
+    from llmt.training.build import Prepared
+    from llmt.training.finish import Finished
+    from llmt.training.loop import TrainingLoop
+
+
+def show_plan(out: Output, prepared: "Prepared") -> None:
+    """The plan with its reasons; the result itself under `--plan`."""
+    data, plan = prepared.corpus.data, prepared.plan
+    model = f"{format_count(prepared.work.parameters)} parameters, vocabulary {prepared.work.vocab_size:,}"
+    if prepared.config.lora.enabled:
+        model += f", adapter of rank {prepared.config.lora.r}"
+    text = data.describe()
+    if out.as_json:
+        out.json({"model": model, "data": text, "notes": [*prepared.corpus.notes, *data.notes], **plan.values()})
+        return
+    out.heading("plan")
+    if prepared.config.base is not None:
+        out.say(f"  base    {prepared.config.base}")
+    elif prepared.config.lora.enabled:
+        out.say("  base    the quickstart model, trained first: no finished run under ./runs")
+    out.say(f"  model   {model}")
+    out.say(f"  data    {text}")
+    for note in (*prepared.corpus.notes, *data.notes):
+        out.say(f"          {note}")
+    rows: list[tuple[object, ...]] = []
+    rows += [
+        (line.name, str(line.value).lower() if isinstance(line.value, bool) else line.value, line.reason)
+        for line in plan.lines
+    ]
+    out.table(rows)
+
+
+def evaluation_line(step: int, values: dict[str, float | int | None], *, best: bool) -> str:
+    """What a validation during the run found."""
+    bits = values["bits_per_byte"]
+    measured = f", {bits:.3f} bits per byte" if bits is not None else ""
+    return f"step {step}  validation loss {values['loss']:.4f}{measured}{'  (best so far)' if best else ''}"
+
+
+def show_result(out: Output, finished: "Finished", prepared: "Prepared", loop: "TrainingLoop", seconds: float) -> None:
+    """Validation, a sample, and what to type next."""
+    from llmt.training.finish import sample_text
+
+    if finished.warning:
+        out.say(f"warning: {finished.warning}", "yellow")
+    values = finished.evaluation.values() if finished.evaluation is not None else {}
+    if out.as_json:
+        sample = "".join(sample_text(finished, prepared))
+        out.json({"directory": str(finished.directory), "step": finished.step, "seconds": seconds,
+                  "validation": values or None, "sample": sample})  # fmt: skip
+        return
+    out.heading("done")
+    out.result(f"model: {finished.directory} (step {finished.step}, {format_duration(seconds)})")
+    if finished.evaluation is not None:
+        report = finished.evaluation
+        bits = report.bits_per_byte
+        measured = "" if bits is None else f"{bits:.3f} bits per byte, "
+        out.result(f"validation: {measured}perplexity {report.perplexity:.2f}, {report.tokens:,} tokens")
+    if prepared.config.logging.sample_tokens:
+        out.heading("sample")
+        if prepared.config.logging.sample_prompt:
+            out.stream(prepared.config.logging.sample_prompt)
+        for piece in sample_text(finished, prepared):
+            out.stream(piece)
+        out.result("")
+    out.heading("next")
+    out.say(f"  llmt generate {finished.directory}")
+    out.say(f"  llmt eval {finished.directory}")
+    out.say(f"  llmt train {finished.directory} --resume {_twice(prepared, loop)}")
+
+
+def _twice(prepared: "Prepared", loop: "TrainingLoop") -> str:
+    """The flag that makes a run twice as long: that of the stop which ended it."""
+    training, total = prepared.config.training, prepared.plan.total_steps
+    if loop.stopped_early:
+        return f"--early-stopping-patience {2 * (training.early_stopping_patience or 1)}"
+    if training.max_time is not None and loop.state.seconds >= training.max_time:
+        return f"--max-time {round(2 * training.max_time)}s"
+    if training.max_steps == total:
+        return f"--max-steps {2 * total}"
+    if training.max_tokens is not None:
+        return f"--max-tokens {2 * training.max_tokens}"
+    return f"--num-train-epochs {2 * (training.num_train_epochs or 1):g}"
