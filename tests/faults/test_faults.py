@@ -110,21 +110,34 @@ def test_the_report_is_written(found: tuple[Lines, Path, int]) -> None:
         assert pixels(path.read_bytes())
 
 
+AGAIN = """
+import argparse, sys
+from pathlib import Path
+import run
+from harness.verdicts import LLMT, Family, Verdict
+def keep(only, *families):
+    folder = Path(sys.argv[1])
+    asked = argparse.Namespace(only=only, out=folder / "out", page=folder / "page.md", figures=folder)
+    found = [Family(name, LLMT, [Verdict("a fault")] * tried, 1.0, {"largest difference": tried})
+             for name, tried in families]
+    run.keep(asked, found, 1.0)
+keep(None, ("fuzz", 1))
+keep(None, ("damage", 3))
+keep(["accumulation"], ("accumulation", 5))
+keep(["damage"], ("damage", 7))
+"""
+
+
 def test_a_family_that_is_run_again_takes_its_place(tmp_path: Path) -> None:
-    """What other runs found stays in the folder and in the table of a page, in order; nothing is in there twice."""
-    page, folder = tmp_path / "page.md", tmp_path / "out"
+    """Where only some are run the others stay, in the folder and in the table of a page; a whole run begins anew."""
+    page = tmp_path / "page.md"
     page.write_text("before\n<!-- faults: begin -->\n<!-- faults: end -->\nafter\n")
-    for family in ("damage", "accumulation", "damage"):
-        command = [
-            sys.executable, str(RUN), "--scale", "0.002", "--lanes", "1", "--only", family, "--out", str(folder),
-            "--page", str(page), "--figures", str(tmp_path),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr
-    found = json.loads((folder / "results.json").read_text())["families"]
-    names = [line["family"] for line in found if line["subject"] == "llmt"]
-    assert names == ["damage", "accumulation"]
-    assert (folder / "faults.md").read_text() in page.read_text()
+    subprocess.run([sys.executable, "-c", AGAIN, str(tmp_path)], cwd=RUN.parent, check=True)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["families"]
+    assert [(line["family"], line["faults"]) for line in found] == [("damage", 7), ("accumulation", 5)]
+    table = (tmp_path / "out" / "faults.md").read_text()
+    assert table in page.read_text()
+    assert "largest difference: 5" in table
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("after\n")
     assert pixels((tmp_path / "faults-survived.png").read_bytes())

@@ -129,6 +129,7 @@ def test_bf16_training_keeps_documents_apart(make: Make, packed: tuple[Tensor, T
     assert (~same).nonzero().tolist() == [[0, place] for place in range(6, 156)]
 
 
+@pytest.mark.slow  # compiles for half a minute
 def test_compiled_blocks_keep_documents_apart(make: Make, packed: tuple[Tensor, Tensor]) -> None:
     """Blocks compiled one by one for fixed shapes give the eager logits and gradients of a packed batch."""
     plain, model = make(num_key_value_heads=2).train(), make(num_key_value_heads=2).train()
