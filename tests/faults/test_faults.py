@@ -155,3 +155,20 @@ def pixels(data: bytes) -> bool:
         packed += body[4:] if body.startswith(b"IDAT") else b""
         at += 12 + size
     return len(zlib.decompress(packed)) == height * (1 + 3 * width)
+
+
+def test_the_page_holds_a_whole_run() -> None:
+    """Every family stands in the table of docs/reliability.md, and each figure that it shows is there."""
+    docs = RUN.parents[2] / "docs"
+    page = (docs / "reliability.md").read_text(encoding="utf-8")
+    found = subprocess.run(
+        [sys.executable, "-c", "import json, run; from harness.report import WHAT; print(json.dumps([WHAT, run.FAMILIES]))"],
+        cwd=RUN.parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    what, families = json.loads(found.stdout)
+    assert set(what) == set(families)
+    for words in what.values():
+        assert f"| {words} | llmt | " in page
+    for name in ("survived", "calls", "power-loss", "damage"):
+        assert f"figures/faults-{name}.png" in page
+        assert pixels((docs / "figures" / f"faults-{name}.png").read_bytes())
