@@ -161,10 +161,8 @@ def test_the_page_holds_a_whole_run() -> None:
     """Every family stands in the table of docs/reliability.md, and each figure that it shows is there."""
     docs = RUN.parents[2] / "docs"
     page = (docs / "reliability.md").read_text(encoding="utf-8")
-    found = subprocess.run(
-        [sys.executable, "-c", "import json, run; from harness.report import WHAT; print(json.dumps([WHAT, run.FAMILIES]))"],
-        cwd=RUN.parent, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    code = "import json, run; from harness.report import WHAT; print(json.dumps([WHAT, run.FAMILIES]))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=RUN.parent, capture_output=True, text=True, check=True)
     what, families = json.loads(found.stdout)
     assert set(what) == set(families)
     for words in what.values():
