@@ -255,7 +255,11 @@ def _first_base(out: Output, asked: TrainConfig, runtime: "Runtime") -> Path:
     started = any(directory.glob("checkpoint-*"))
     if started:
         source = find_source(str(directory))
-    full = [Given("lora.enabled", False, "the base of an adapter"), Given("device", asked.device, "--device")]
+    full = [
+        Given("lora.enabled", False, "the base of an adapter"),
+        Given("device", asked.device, "--device"),
+        Given("portable_numerics", asked.portable_numerics, "--portable-numerics"),
+    ]
     first = load_run(source, flags=full).config.model_copy(update={"name": directory.name, "output_dir": None})
     runtime.on_main(lambda: claim_directory(directory, first, resume=started, overwrite=False))
     with held(directory) if runtime.is_main else nullcontext():

@@ -105,7 +105,8 @@ class TrainingLoop:
         average: Moving average of the weights; where there is one, it is validated and kept as the model.
         validation: Held-out text; None where there is none.
         sampler: Writes a sample, piece by piece; None where none is wanted.
-        go_back: Puts everything where the last checkpoint left it; None where a run that diverges is not tried again.
+        go_back: Puts everything where the last checkpoint left it, and tells whether there was one; None where a run
+            that diverges is not tried again.
         guard: Watches the steps, above all the first; None watches nothing.
         fingerprint: What the run depends on; kept in every checkpoint.
         notes: Why a resumed run is not the same bit for bit, one phrase each.
@@ -134,7 +135,7 @@ class TrainingLoop:
         self.average: Average | None = None
         self.validation: Validation | None = None
         self.sampler: Callable[[], Iterator[str]] | None = None
-        self.go_back: Callable[[], None] | None = None
+        self.go_back: Callable[[], bool] | None = None
         self.guard: Guard | None = None
         self.fingerprint: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()
@@ -215,6 +216,8 @@ class TrainingLoop:
                         completed = self._complete(report, now - started)
                 except DivergedError as error:
                     self._try_again(error)
+                    if isinstance(batches, Generator):
+                        batches.close()
                     batches = self.loader.batches(self.state.step * self.samples_per_step)
                     continue
                 yield completed
@@ -236,10 +239,9 @@ class TrainingLoop:
         if self._went_back:
             raise DivergedError(f"{error.message}; before, {self._went_back}", error.hint) from None
         self._settle(required=False)
-        if not self._saved_step:
+        if not self._saved_step or not self.go_back():
             raise error
         self._went_back = error.message
-        self.go_back()
         self._late = (f"{error.message}; went back to step {self.state.step} to try once more",)
 
     def _finished(self) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmt.checkpoints.store import Checkpoint
 from llmt.config.run import TrainConfig
-from llmt.errors import DivergedError, MismatchError
+from llmt.errors import MismatchError
 from llmt.models.base import BaseLanguageModel
 from llmt.models.fresh import new_model
 from llmt.models.huggingface import HuggingFaceModelWrapper
@@ -132,18 +132,18 @@ def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:
     loop.resume(saved.state)
 
 
-def go_back(loop: TrainingLoop, keeper: RunKeeper) -> None:
-    """Put a loop where its newest whole checkpoint left it, and forget what was logged since.
+def go_back(loop: TrainingLoop, keeper: RunKeeper) -> bool:
+    """Put a loop where its newest whole checkpoint left it, and forget what was logged since; False: there is none.
 
     Raises:
-        DivergedError: There is no whole one.
         StorageError: The disk refused.
     """
     found = loop.runtime.on_main(keeper.store.latest)
     step = loop.runtime.share(None if found is None else found.step)
     if step is None:
-        raise DivergedError(f"{keeper.directory}: no whole checkpoint to go back to", "llmt train   starts a new run")
+        return False
     for weight in loop.optimizer.weights:
         weight.parameter.grad = weight.master.grad = None
     restore(loop, found or keeper.store.verified(step))
     loop.runtime.on_main(lambda: keeper.rewind(step))
+    return True

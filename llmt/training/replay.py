@@ -69,6 +69,7 @@ def replay(
         loop.limits = replace(
             loop.limits, max_steps=last.step, evaluate=Cadence(), sample=Cadence(), save=Cadence(), patience=None
         )
+        loop.go_back = None
         for report in loop.run():
             progress(report.step, last.step)
     found = _hashes(loop)

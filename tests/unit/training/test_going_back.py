@@ -35,7 +35,15 @@ def _train(run: Any) -> None:
 
 
 @pytest.mark.parametrize("weight", [False, True], ids=["gradient", "weight"])
-@pytest.mark.parametrize("more", [{}, {"training__ema_decay": 0.9, "training__async_save": True}], ids=["plain", "ema"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"training__ema_decay": 0.9, "training__async_save": True},
+        {"data__streaming": True, "data__validation_split": 0.0},
+    ],
+    ids=["plain", "average, written beside", "stream"],
+)
 def test_chance_is_undone(lab: Any, more: dict[str, Any], weight: bool) -> None:
     """One NaN after a checkpoint: the run goes back, says so, and ends as one that nothing disturbed."""
     quiet = lab.run(lab.config(**SAVING, **more), "quiet")
