@@ -128,7 +128,7 @@ def _run(
     out: Output, asked: TrainConfig, config: str | None, given: list[Given], sets: Sequence[str], how: How
 ) -> None:
     from llmt.training.base import choose_base, refuse_unread, spare, with_base
-    from llmt.training.build import check_device, with_sources
+    from llmt.training.build import check_device, with_sources, within_context
     from llmt.training.directory import claim_directory, held, run_directory
     from llmt.training.runtime import take_own_device
 
@@ -144,8 +144,11 @@ def _run(
         return
     take_own_device(asked.device)
     check_device(asked)
+    # A run that stands there has written down the blocks that its model can read.
+    written, _ = within_context(asked, base)
+    claim = partial(claim_directory, directory, written, resume=how.resume, overwrite=how.overwrite)
     with _open(asked) as runtime:
-        runtime.on_main(lambda: claim_directory(directory, asked, resume=how.resume, overwrite=how.overwrite))
+        runtime.on_main(claim)
         if base is None and asked.lora.enabled:
             base = _first_base(out, asked, runtime)
         if how.overwrite:
@@ -154,7 +157,7 @@ def _run(
         with held(directory) if runtime.is_main else nullcontext() as killed:
             if killed is not None:
                 out.say(f"note: {killed} ended without a word: it was killed, maybe for want of memory")
-            runtime.on_main(lambda: claim_directory(directory, asked, resume=how.resume, overwrite=how.overwrite))
+            runtime.on_main(claim)
             _train(out, asked, directory, base, how, runtime)
 
 

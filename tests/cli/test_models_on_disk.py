@@ -114,6 +114,9 @@ def test_a_class_of_ones_own_resumes_bit_by_bit(inside: Any, workplace: Path) ->
         done = inside(*base, cwd=workplace, env=plugin)
         assert done.code == 0, done.err
         assert "the context of the model, 16 was asked" in done.err
+        same = inside(*base, cwd=workplace, env=plugin)
+        assert same.code == 10
+        assert "a run of these settings" in same.err
         runs = workplace / "runs"
         shutil.copytree(runs / "whole", runs / "parts")
         shutil.rmtree(runs / "parts" / "checkpoint-6")

@@ -1739,7 +1739,7 @@ def _load_model(source: str) -> None:
     load_model(Path(source))
 
 
-def _torch_load(source: str, root: str, *, weights_only: bool | None = False) -> None:
+def _torch_load(source: str, root: str, *, weights_only: bool | None = False, patience: float = 3) -> None:
     import atexit
 
     import torch
@@ -1752,7 +1752,7 @@ def _torch_load(source: str, root: str, *, weights_only: bool | None = False) ->
         torch.load(source, weights_only=weights_only)
     finally:
         atexit._run_exitfuncs()
-        end = time.monotonic() + 3
+        end = time.monotonic() + patience
         while not place.happened() and time.monotonic() < end:
             time.sleep(0.01)
 
@@ -1770,7 +1770,7 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "read_header": _read_header,
     "load_model": _load_model,
     "torch_load": _torch_load,
-    "torch_load_default": lambda source, root: _torch_load(source, root, weights_only=None),
+    "torch_load_default": lambda source, root: _torch_load(source, root, weights_only=None, patience=0.5),
     "command": _command,
 }
 

@@ -29,8 +29,8 @@ QUICKER = {"calls": 0.12}
 """What a quick run tries less of: it has five minutes, and a tenth of these faults would take four of them."""
 
 FAMILIES = (
-    "calls", "power_loss", "damage", "random_kills", "nan", "accumulation", "invariance", "signals", "fuzz", "cost",
-    "ranks",
+    "calls", "power_loss", "damage", "random_kills", "nan", "accumulation", "invariance", "signals", "fuzz",
+    "pickles", "cost", "ranks",
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ removes a victim; that they can is proved with torch.load(weights_only=False) in
 import contextlib
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import payloads
 from payloads import Evil, Job, Place, one_line
+from pickles import SETTINGS, problems, setting
 
 from llmt.checkpoints.convert import convert_to_safetensors
 from llmt.checkpoints.weights import load_weights
@@ -27,15 +27,6 @@ from llmt.errors import LlmtError
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, plants links and pipes")
 
 Environment = dict[str, str]
-
-SETTINGS: dict[str, Environment] = {
-    "plain": {},
-    "weights_only switched off": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
-    "both switches": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "0"},
-    "planted modules": {"PYTHONPATH": "PLANTED:SHADOW", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
-}
-"""Environments in which nothing may run. The planted modules make the canary when anything imports them, torch and
-transformers among them, and give meaning to the extension codes of pickle."""
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +45,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def evil(place: Place, tmp_path_factory: pytest.TempPathFactory) -> list[Evil]:
     """All malicious files."""
     return payloads.malicious(tmp_path_factory.mktemp("evil"), place)
-
-
-def setting(name: str, place: Place) -> Environment:
-    """The variables of one setting, with the folders of this session."""
-    filled = {"PLANTED": str(place.planted), "SHADOW": str(place.shadow)}
-    return {
-        variable: re.sub("PLANTED|SHADOW", lambda match: filled[match[0]], value)
-        for variable, value in SETTINGS[name].items()
-    }
 
 
 def test_there_are_enough_malicious_files(evil: list[Evil]) -> None:
@@ -103,20 +85,7 @@ def test_no_malicious_file_runs_anything(
     output = tmp_path / "out"
     jobs = [Job(case.name, "convert", [str(case.path), str(output)], root=str(place.root)) for case in evil]
     results = payloads.run_jobs(jobs, tmp_path / "scratch", online | setting(name, place))
-    wrong = {}
-    for case in evil:
-        result = results[case.name]
-        problems = {
-            "code": result["code"] != 4 and result["code"],
-            "ran": result["happened"],
-            "events": result["events"],
-            "not one line": not (one_line(result["message"]) and one_line(result["hint"])),
-            "file not named": str(case.path) not in result["message"],
-        }
-        if any(problems.values()):
-            wrong[case.name] = {key: value for key, value in problems.items() if value} | {
-                "said": result["message"][:200]
-            }
+    wrong = {case.name: found for case in evil if (found := problems(case, results[case.name]))}
     assert wrong == {}
     assert not output.exists()
     assert not os.path.lexists(place.canary)

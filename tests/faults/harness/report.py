@@ -21,6 +21,7 @@ WHAT = {
     "invariance": "the same run, validated, logged, saved, shown otherwise",
     "signals": "SIGTERM at random",
     "fuzz": "wrong files of nine kinds",
+    "pickles": "a pickle that wants to run something, in four environments",
     "ranks": "one of two processes killed or stopped; both against one",
     "cost": "time of a save and of the checks of a run",
 }
