@@ -195,9 +195,7 @@ def test_a_cache_that_cannot_be_written_is_a_storage_error(folders: Path, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:a/b/c", "hf:../x", "hf:/nowhere", "hf:no name!", "hf:https://x/y"])
-def test_what_no_hub_could_have_is_refused_at_once(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_no_hub_could_have_is_refused_at_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is read, and without asking."""
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")  # a folder of this name would be read
