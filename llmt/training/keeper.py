@@ -157,7 +157,7 @@ class RunKeeper:
             own = {self._model.adapter_name(name): tensor for name, tensor in kept.items()}
             model = {name: own.get(name, tensor) for name, tensor in self._model.adapter_weights().items()}
         else:
-            own = {self._model.saved_name(name): tensor for name, tensor in kept.items()}
+            own = {self._model.saved_name(name): tensor for name, tensor in (optimizer.frozen | kept).items()}
             model = {**self._model.weights(), **own}
         return Contents(state, model, None if average is None else masters, optimizer.state())
 

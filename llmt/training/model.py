@@ -127,6 +127,8 @@ def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:
             for key, tensor in model.weights().items():
                 if key in saved.model and key not in own.values():
                     tensor.copy_(saved.model[key])
+            for name, tensor in optimizer.frozen.items():
+                tensor.copy_(saved.model.get(name_of(name), tensor))
     if loop.average is not None:
         loop.average.load(kept)
     loop.resume(saved.state)

@@ -24,6 +24,9 @@ class Optimizer:
         exact: fp32 values of the parameters by name, from before they were rounded; those that are
             missing start from the rounded ones.
 
+    Attributes:
+        frozen: fp32 values, by name, of rounded parameters that are not trained: they are saved as they were.
+
     Raises:
         DeviceError: The optimizer does not run where the model is, or its package is missing.
     """
@@ -31,6 +34,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: TrainingConfig, exact: Mapping[str, Tensor] | None = None) -> None:
         values = exact or {}
         self.weights = [_weight(name, p, values.get(name)) for name, p in model.named_parameters() if p.requires_grad]
+        self.frozen = {n: values[n] for n, p in model.named_parameters() if not p.requires_grad and n in values}
         self.groups = make_groups(self.weights, config)
         self._copies = [w for w in self.weights if w.is_copy]
 

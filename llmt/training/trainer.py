@@ -192,11 +192,8 @@ class Trainer:
         finally:
             if loop is None:
                 self._take(exact)
-        trained = {weight.name for weight in loop.optimizer.weights}
-        now = {name: tensor for name, tensor in self._tensors() if name in exact and name not in trained}
-        # What a checkpoint brought is not what was given, and stays.
-        rounded = {name: exact[name] for name, t in now.items() if torch.equal(t.cpu(), exact[name].to(t.dtype))}
-        return loop, keeper, prepared, rounded
+        buffers = {name: tensor for name, tensor in exact.items() if name not in dict(self.model.named_parameters())}
+        return loop, keeper, prepared, buffers | loop.optimizer.frozen
 
     def _workload(self) -> Workload:
         """Size of one pass."""

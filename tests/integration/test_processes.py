@@ -512,16 +512,28 @@ config = TrainConfig.model_validate({
     "data": {"sources": [str(folder / "text.txt")], "block_size": 16, "cache_dir": str(folder / "cache")},
     "training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, "precision": "fp32",
                  "compile": "never", "max_steps": 6, "eval_steps": 3, "optimizer": "adamw", "warmup_steps": 2,
-                 "learning_rate": 0.001}})
+                 "save_steps": 2, "retry_on_divergence": True, "learning_rate": 0.001}})
 runtime = open_runtime(config, "cpu", "gloo")
 prepared = prepare(config, Path(config.output_dir), base=None, resume=False, progress=lambda *_: None, runtime=runtime)
 loop, keeper = build_trainer(prepared, base=None, runtime=runtime)
 sample = lambda batch: hashlib.sha256(batch.input_ids.numpy().tobytes() + batch.labels.numpy().tobytes()).hexdigest()
+strikes = [int(os.environ.get("STRIKES", "0")) if runtime.rank else 0]
+def poison(gradient):
+    if loop.state.step != 5 or not strikes[0]:
+        return gradient
+    strikes[0] -= 1
+    return gradient * float("nan")
+loop.optimizer.weights[1].parameter.register_hook(poison)
 samples = [sample(batch) for batch in islice(loop.loader.batches(0), 8 * accumulation)]
-reports = list(loop.run())
+reports, error = [], ""
+try:
+    reports += loop.run()
+except DivergedError as diverged:
+    error = diverged.message
 weights = hashlib.sha256(b"".join(w.master.detach().numpy().tobytes() for w in loop.optimizer.weights)).hexdigest()
 print(json.dumps({"samples": samples, "loss": [r.loss for r in reports], "norm": [r.grad_norm for r in reports],
                   "tokens": reports[-1].tokens, "weights": weights,
+                  "steps": [r.step for r in reports], "said": [w for r in reports for w in r.warnings], "error": error,
                   "validation": [r.evaluation.loss for r in reports if r.evaluation]}))
 runtime.close()
 """
@@ -540,6 +552,29 @@ def test_a_run_of_two_is_that_of_one(environment: dict[str, str], tmp_path: Path
         assert first[name] == pytest.approx(whole[name], rel=2e-6), name
     assert first["tokens"] == second["tokens"] == whole["tokens"]
     assert first["weights"] == second["weights"]
+
+
+@pytest.mark.slow
+def test_a_run_of_two_goes_back(environment: dict[str, str], tmp_path: Path) -> None:
+    """A NaN of one process once: both go back and end as if there had been none. Again: one error."""
+    (tmp_path / "text.txt").write_text("".join(f"Line {n}: {n * n}.\n" for n in range(300)), encoding="utf-8")
+
+    def run(strikes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        shutil.rmtree(tmp_path / "2", ignore_errors=True)
+        more = {"FOLDER": str(tmp_path), "TIMEOUT": "30", "STRIKES": str(strikes)}
+        first, second = (one.value for one in finish(start(RUN, environment, **more), (0, 1)))
+        return first, second
+
+    quiet, struck, ended = run(0), run(1), run(9)
+    for before, after, last in zip(quiet, struck, ended, strict=True):
+        assert before["steps"] == [1, 2, 3, 4, 5, 6]
+        assert after["steps"] == [1, 2, 3, 4, 5, 5, 6]
+        assert after["weights"] == before["weights"]
+        assert not after["error"]
+        assert any("went back to step 4" in sentence for sentence in after["said"])
+        assert last["steps"] == [1, 2, 3, 4, 5, 5]
+        assert last["error"].count("at step 6") == 2
+    assert ended[0]["error"] == ended[1]["error"]
 
 
 def _llmt(where: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
