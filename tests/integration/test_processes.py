@@ -574,7 +574,6 @@ def test_a_run_of_two_goes_back(environment: dict[str, str], tmp_path: Path) -> 
         assert any("went back to step 4" in sentence for sentence in after["said"])
         assert last["steps"] == [1, 2, 3, 4, 5, 5]
         assert last["error"].count("at step 6") == 2
-    assert ended[0]["error"] == ended[1]["error"]
 
 
 def _llmt(where: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
