@@ -139,11 +139,14 @@ def staged_directory(
             if os.path.lexists(target):
                 if not replace:
                     raise FileExistsError(errno.EEXIST, "something is already there")
-                old = set_aside(target, layout.DELETED_PREFIX)
+                old = _aside(target, layout.DELETED_PREFIX)
             try:
+                if old is not None:
+                    target.rename(old)
+                    fsync_directory(target.parent)
                 staged.path.rename(target)
             except OSError:
-                if old is not None:
+                if old is not None and not os.path.lexists(target):
                     old.rename(target)
                 raise
             if durable:
@@ -183,10 +186,14 @@ def set_aside(path: Path, prefix: str) -> Path:
     Raises:
         OSError: The disk refused.
     """
-    new = path.with_name(f"{prefix}{path.name}-{secrets.token_hex(4)}")
+    new = _aside(path, prefix)
     path.rename(new)
     fsync_directory(path.parent)
     return new
+
+
+def _aside(path: Path, prefix: str) -> Path:
+    return path.with_name(f"{prefix}{path.name}-{secrets.token_hex(4)}")
 
 
 def remove(path: Path) -> None:

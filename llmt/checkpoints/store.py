@@ -64,6 +64,10 @@ class CheckpointStore:
             names = [path.name for path in self.directory.iterdir() if path.is_dir() and not path.is_symlink()]
         return sorted(step for name in names if (step := layout.parse_checkpoint_step(name)) is not None)
 
+    def holds_any(self) -> bool:
+        """Whether there is a checkpoint, or one that was about to be removed: `clean` may bring it back."""
+        return bool(self.steps()) or any(self.directory.glob(f"{layout.DELETED_PREFIX}*"))
+
     def save(
         self, step: int, fill: Callable[[StagedDirectory], None], extra: Mapping[str, object] | None = None
     ) -> Path:

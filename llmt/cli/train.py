@@ -127,25 +127,25 @@ class How:
 def _run(
     out: Output, asked: TrainConfig, config: str | None, given: list[Given], sets: Sequence[str], how: How
 ) -> None:
-    from llmt.training.base import choose_base, refuse_unread, spare, with_base
+    from llmt.training.base import refuse_unread, spare
     from llmt.training.build import check_device, with_sources, within_context
     from llmt.training.directory import claim_directory, held, run_directory
     from llmt.training.runtime import take_own_device
 
     asked = with_sources(asked)
     directory = run_directory(asked)
-    base = choose_base(asked, None if how.resume else config)
+    base = _base(asked, directory, config, how)
     if not how.resume:
         refuse_unread(asked, base, given, sets)
     if how.plan:
-        prepared = _prepare(out, with_base(asked, base), directory, base, how, _imagined(asked))
+        prepared = _prepare(out, _settled(asked, base, how), directory, base, how, _imagined(asked))
         _say_damaged(out, prepared)
         show_plan(out, prepared)
         return
     take_own_device(asked.device)
     check_device(asked)
     # A run that stands there has written down the blocks that its model can read.
-    written, _ = within_context(asked, base)
+    written = asked if how.resume else within_context(asked, base)[0]
     claim = partial(claim_directory, directory, written, resume=how.resume, overwrite=how.overwrite)
     with _open(asked) as runtime:
         runtime.on_main(claim)
@@ -153,12 +153,30 @@ def _run(
             base = _first_base(out, asked, runtime)
         if how.overwrite:
             runtime.on_main(lambda: spare(directory, base, asked))
-        asked = with_base(asked, base)
+        asked = _settled(asked, base, how)
         with held(directory) if runtime.is_main else nullcontext() as killed:
             if killed is not None:
                 out.say(f"note: {killed} ended without a word: it was killed, maybe for want of memory")
             runtime.on_main(claim)
             _train(out, asked, directory, base, how, runtime)
+
+
+def _base(asked: TrainConfig, directory: Path, config: str | None, how: How) -> Path | None:
+    """What the run goes on from; a run that is resumed can do without a base that is gone."""
+    from llmt.checkpoints.store import CheckpointStore
+    from llmt.training.base import choose_base
+
+    if not how.resume:
+        return choose_base(asked, config)
+    store = CheckpointStore(directory)
+    return choose_base(asked, None, store.path(store.steps()[-1]) if store.steps() else None)
+
+
+def _settled(asked: TrainConfig, base: Path | None, how: How) -> TrainConfig:
+    """The configuration with its base written down; a run that goes on has done that."""
+    from llmt.training.base import with_base
+
+    return asked if how.resume and asked.base is not None else with_base(asked, base)
 
 
 def _same_run(config: str | None, directory: Path) -> str:
@@ -235,14 +253,15 @@ def _read(
 
     in_run = source.path is not None and argument is not None and Path(argument).is_dir()
     directory = source.path.parent if in_run and source.path is not None else run_directory(asked)
-    if not wanted.required and not CheckpointStore(directory).steps():
+    if not wanted.required and not CheckpointStore(directory).holds_any():
         return asked, False
     if not (directory / "config.yaml").is_file():
         return asked, True
     own = ConfigSource(directory.name, path=directory / "config.yaml")
     asked = load_run(own, flags=given, sets=sets).config.model_copy(update={"output_dir": str(directory)})
     # The run has written down the blocks that its model can read.
-    asked, _ = within_context(asked, None if asked.base is None else Path(asked.base))
+    base = None if asked.base is None else Path(asked.base).expanduser()
+    asked, _ = within_context(asked, base if base is not None and base.is_dir() else None)
     check_same_config(directory, asked)
     return asked, True
 
@@ -280,7 +299,13 @@ def _prepare(
             asked,
             directory,
             base=base,
-            resume=how.resume and Going(how.step, how.data_change, rename=not (how.plan or how.verify or how.strict)),
+            resume=how.resume
+            and Going(
+                how.step,
+                how.data_change,
+                rename=not (how.plan or how.verify or how.strict),
+                writes=not how.verify,
+            ),
             runtime=runtime,
             progress=lambda what, done, total: bar.update(done, total, what),
         )
@@ -381,7 +406,7 @@ def _steps(out: Output, loop: "TrainingLoop", keeper: "RunKeeper", every: int) -
 
     with stop_on_signal(heard), progress_bar(out, "training") as bar:
         for report in loop.run():
-            done = report.step - first
+            done = max(report.step - first, 1)  # a run that went back may be before where it began
             left = max(min((total - report.step) * report.seconds / done, seconds - loop.state.seconds), 0)
             line = view.line(report.step, report.loss, report.learning_rate, report.tokens_per_second, left)
             view.show(bar, report.step, line)
@@ -394,6 +419,8 @@ def _steps(out: Output, loop: "TrainingLoop", keeper: "RunKeeper", every: int) -
             refused = keeper.log(report) if loop.runtime.is_main else ""
             if refused:
                 out.say(f"warning: {refused}", "yellow")
+    for sentence in loop.unsaid:
+        out.say(f"warning: {sentence}", "yellow")
     if loop.stop_signal:  # it came after the last step, and nothing had to be saved any more
         raise Stopped(loop.stop_signal)
     if loop.stopped_early:

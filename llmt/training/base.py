@@ -12,12 +12,13 @@ from llmt.errors import BusyOutputError, MissingPackageError, UsageError
 from llmt.models.hub import local_path
 
 
-def choose_base(asked: TrainConfig, named: str | None) -> Path | None:
+def choose_base(asked: TrainConfig, named: str | None, left: Path | None = None) -> Path | None:
     """The base that was named, the run that was named, or the newest finished run under an adapter.
 
     Args:
         asked: The run as asked.
         named: The CONFIG argument of a new run; a finished run that is named is the base of an adapter on it.
+        left: The newest checkpoint of a run that goes on: a whole model is in it, if its base is gone.
 
     Raises:
         MissingPackageError: An adapter was asked for, and peft is not installed.
@@ -26,13 +27,19 @@ def choose_base(asked: TrainConfig, named: str | None) -> Path | None:
     if asked.lora.enabled and find_spec("peft") is None:
         raise MissingPackageError("peft", "it is not installed")
     if asked.base is not None:
-        if asked.model.huggingface or asked.model.custom:
-            raise UsageError("base: it brings its own architecture", "leave model.huggingface and model.custom out")
-        return resolve_model_directory(local_path(asked.base))
+        return _named(asked, asked.base, left)
     if asked.lora.enabled and named is not None and read_finished(Path(named)) is not None:
         return Path(named)
     newest = newest_finished() if asked.lora.enabled else None
     return newest.path if newest is not None else None
+
+
+def _named(asked: TrainConfig, base: str, left: Path | None) -> Path:
+    if asked.model.huggingface or asked.model.custom:
+        raise UsageError("base: it brings its own architecture", "leave model.huggingface and model.custom out")
+    if left is not None and not asked.lora.enabled and not Path(base).expanduser().exists():
+        return left
+    return resolve_model_directory(local_path(base))
 
 
 def refuse_unread(asked: TrainConfig, base: Path | None, given: list[Given], sets: Sequence[str]) -> None:

@@ -1,9 +1,10 @@
 """configuration -> a trainer that is ready to run."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 
 from llmt.checkpoints.files import require_free_space
-from llmt.checkpoints.manifest import llmt_version
 from llmt.checkpoints.store import Checkpoint, CheckpointStore
 from llmt.checkpoints.weights import open_weights
 from llmt.config.load import cache_directory
@@ -21,7 +21,7 @@ from llmt.config.run import TrainConfig
 from llmt.data.batch import Batch
 from llmt.data.loader import evaluation_batches
 from llmt.data.ready import ReadyData
-from llmt.errors import DeviceError, MismatchError, ModelFileError
+from llmt.errors import DeviceError, MismatchError, ModelFileError, UsageError
 from llmt.models.apart import keeps_documents_apart
 from llmt.models.base import BaseLanguageModel
 from llmt.models.fresh import measured_shape
@@ -35,6 +35,7 @@ from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, p
 from llmt.training.average import Average
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.directory import clear_directory
+from llmt.training.fingerprint import MEASURED, fingerprint_of
 from llmt.training.groups import require_adamw_8bit
 from llmt.training.keeper import RunKeeper, read_state
 from llmt.training.limits import total_steps
@@ -43,7 +44,7 @@ from llmt.training.micro_batch import largest_micro_batch
 from llmt.training.model import compile_blocks, go_back, make_model, restore, take_model
 from llmt.training.optim import Optimizer
 from llmt.training.pace import limits_of, schedule_of
-from llmt.training.resume import SCHEDULE, check_same_run, pin_plan, share_step, weights_fingerprint
+from llmt.training.resume import check_same_run, pin_plan, regroups, share_step
 from llmt.training.runtime import Runtime
 from llmt.training.sample import write_sample
 from llmt.training.sanity import Guard
@@ -140,7 +141,7 @@ def prepare(
     if isinstance(corpus.data, ReadyData):
         corpus.data.audit.check_budgets(config.data)
     work = _workload(config, corpus, base)
-    start = Start(base, checkpoint, damaged, going.data_change, runtime)
+    start = Start(base, checkpoint, damaged, going.data_change, runtime, _versions(config, base), going.writes)
     return decide(config, directory, corpus, work, start, shortened)
 
 
@@ -152,11 +153,13 @@ class Going:
         step: The checkpoint; None takes the newest whole one.
         data_change: Go on though the training text changed.
         rename: Set damaged checkpoints aside; not where the run is only looked at.
+        writes: Checkpoints will follow, which need room.
     """
 
     step: int | None = None
     data_change: bool = False
     rename: bool = True
+    writes: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,8 @@ class Start:
         damaged: Checkpoints that were passed over, one sentence each.
         data_change: Go on though the training text changed.
         runtime: The processes that share the run.
+        facts: What the run depends on beside what is known of every run, by name.
+        writes: Checkpoints will follow, which need room.
     """
 
     base: Path | None = None
@@ -176,6 +181,8 @@ class Start:
     damaged: tuple[str, ...] = ()
     data_change: bool = False
     runtime: Runtime = field(default_factory=Runtime)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    writes: bool = True
 
 
 def decide(
@@ -200,7 +207,12 @@ def decide(
         DeviceError: Something was asked for that this machine does not have.
         MismatchError: The checkpoint belongs to another run.
         OutOfMemoryError: Not even one sequence fits.
+        UsageError: Early stopping was asked for, and nothing is held out.
     """
+    if config.training.early_stopping_patience is not None and corpus.data.validation is None:
+        raise UsageError(
+            "training.early_stopping_patience: counts validations, and nothing is held out", "--validation-split 0.05"
+        )
     runtime, checkpoint, machine = start.runtime, start.checkpoint, inspect_machine()
     device, why = choose_device(config.device, machine)
     state = None if checkpoint is None else read_state(checkpoint)
@@ -215,23 +227,41 @@ def decide(
     )
     speed = measure_speed(device.kind, torch.get_num_threads())
     plan = plan_run(config, machine, device, why, speed, work, steps, sequences)
-    plan = _with_working_compiler(replace(plan, lines=plan.lines + lines), config)
+    plan = replace(plan, lines=plan.lines + lines)
     if state is not None:
-        plan = share_step(pin_plan(state, plan, config, runtime.world_size), sequences, runtime.world_size)
+        plan = pin_plan(state, plan, config, runtime.world_size, regroup=regroups(directory, config))
+        plan = share_step(plan, sequences, runtime.world_size)
+    plan = _with_working_compiler(plan, config)
     plan = RunPlan.of_values(runtime.share(plan.values()))
-    fingerprint = _fingerprint(config, corpus, plan, start.base, runtime.world_size, device.name)
+    fingerprint = fingerprint_of(config, plan, start.base, runtime.world_size, start.facts)
+    fingerprint |= {
+        "data": corpus.data.fingerprint,
+        "tokenizer": corpus.tokenizer.fingerprint(),
+        "processor": device.name,
+    }
     notes: tuple[str, ...] = ()
     if state is not None:
+        # Validations are compared with those before, whatever the passes are now.
+        measured = (state.fingerprint or {}).get(MEASURED, fingerprint[MEASURED])
+        fingerprint[MEASURED] = measured
         notes = tuple(check_same_run(state, fingerprint, data_change=start.data_change))
         if config.training.max_time is not None:
             notes += ("the learning rate follows the clock (training.max_time)",)
+    if start.writes:
+        _require_room(directory, config, work, resumes=checkpoint is not None)
+    return Prepared(config, directory, corpus, plan, work, checkpoint, fingerprint, start.damaged, notes)
+
+
+def _require_room(directory: Path, config: TrainConfig, work: Workload, *, resumes: bool) -> None:
+    """Refuse to begin where checkpoints would not fit; those that a resume finds take their room already."""
     # The one being written and the best; later ones take the place of those before them, or are tried again.
     kept = min(config.training.save_total_limit, 2) + 1
+    if resumes:
+        kept = max(kept - len(CheckpointStore(directory).steps()), 1)
     size = checkpoint_bytes(
         work.parameters, work.trainable, adapter=config.lora.enabled, average=config.training.ema_decay is not None
     )
-    require_free_space(directory, kept * size, f"{kept} checkpoints", files=12 * kept)
-    return Prepared(config, directory, corpus, plan, work, checkpoint, fingerprint, start.damaged, notes)
+    require_free_space(directory, kept * size, f"{kept} checkpoint{'s' * (kept > 1)}", files=12 * kept)
 
 
 def _sequences(config: TrainConfig, runtime: Runtime, state: RunState | None) -> int:
@@ -318,13 +348,19 @@ def _begin(prepared: Prepared, keeper: RunKeeper, step: int, *, overwrite: bool)
 
 
 def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, runtime: Runtime) -> Prepared:
-    """The plan with the largest micro-batch that fits, where it is to be found by trial; a resume keeps its own."""
+    """The plan with the largest micro-batch that fits, where it is to be found by trial.
+
+    A resume keeps its own, unless the trial is new to the run.
+    """
     config, plan = prepared.config, prepared.plan
-    if not config.training.auto_micro_batch or prepared.checkpoint is not None:
+    if not config.training.auto_micro_batch:
+        return prepared
+    if prepared.checkpoint is not None and not regroups(prepared.directory, config):
         return prepared
     block, vocab_size, masks = config.data.block_size, model.vocab_size, prepared.corpus.data.masks
 
     def attempt(micro: int) -> None:
+        torch.compiler.reset()  # what is compiled for too many shapes is run as it is, without a word
         # An eighth more, and moments that are not there yet: a step needs some room beside the trial's.
         moments = [torch.empty_like(weight.master).fill_(0) for weight in optimizer.weights for _ in range(2)]
         rows = micro + math.ceil(micro / 8) if micro > 1 else 1
@@ -341,9 +377,14 @@ def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, r
     model.train()
     with torch.compiler.set_stance("default"):  # loads what the first step loads
         micro, reason = largest_micro_batch(sequences, attempt, plan.device)
+    torch.compiler.reset()
     micro = -runtime.highest(-micro)
     fingerprint = {**prepared.fingerprint, "micro_batch": micro}
-    return replace(prepared, plan=plan.with_micro_batch(micro, sequences // micro, reason), fingerprint=fingerprint)
+    notes = (f"micro_batch {plan.micro_batch} -> {micro}",) if prepared.checkpoint is not None else ()
+    return replace(
+        prepared, plan=plan.with_micro_batch(micro, sequences // micro, reason), fingerprint=fingerprint,
+        notes=prepared.notes + notes,
+    )  # fmt: skip
 
 
 def _with_working_compiler(plan: RunPlan, config: TrainConfig) -> RunPlan:
@@ -371,6 +412,13 @@ def within_context(config: TrainConfig, base: Path | None) -> tuple[TrainConfig,
     data = config.data.model_copy(update={"block_size": context})
     line = PlanLine("block_size", context, f"the context of the model, {asked} was asked")
     return config.model_copy(update={"data": data}), (line,)
+
+
+def _versions(config: TrainConfig, base: Path | None) -> dict[str, str]:
+    """Of the libraries that compute with the model beside torch."""
+    foreign = not is_llama(read_config(base)) if base is not None else bool(config.model.huggingface)
+    names = ["transformers"] * foreign + ["peft"] * config.lora.enabled
+    return {name: version(name) for name in names}
 
 
 def _find_checkpoint(directory: Path, going: Going, runtime: Runtime) -> tuple[Checkpoint, tuple[str, ...]]:
@@ -416,11 +464,8 @@ def _validation(prepared: Prepared, runtime: Runtime) -> Validation | None:
     held_out = prepared.corpus.data.validation
     if held_out is None:
         return None
-    training = prepared.config.training
     # As many sequences however they are batched: what was measured before a resume is compared with it.
-    count = held_out.count
-    if training.eval_batches is not None:
-        count = min(training.eval_batches * training.per_device_train_batch_size, count)
+    count = min(prepared.fingerprint[MEASURED] or held_out.count, held_out.count)
 
     def batches() -> Iterator[Batch]:
         found = evaluation_batches(held_out, prepared.plan.micro_batch, count)
@@ -428,26 +473,3 @@ def _validation(prepared: Prepared, runtime: Runtime) -> Validation | None:
 
     lossless = prepared.corpus.tokenizer.is_lossless  # bits for each byte mean nothing where bytes are dropped
     return Validation(batches, held_out.text_bytes if count == held_out.count and lossless else 0)
-
-
-def _fingerprint(
-    config: TrainConfig, corpus: Corpus, plan: RunPlan, base: Path | None, world_size: int, processor: str
-) -> dict[str, Any]:
-    return {
-        # The checkpoints of an adapter do not hold the weights below it.
-        "base": weights_fingerprint(base) if base is not None and config.lora.enabled else None,
-        "data": corpus.data.fingerprint,
-        "tokenizer": corpus.tokenizer.fingerprint(),
-        "llmt": llmt_version(),
-        "torch": torch.__version__,
-        "device": plan.device,
-        "processor": processor,
-        "precision": plan.precision,
-        "threads": plan.threads,
-        "compile": plan.compile,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "processes": world_size,
-        "micro_batch": plan.micro_batch,
-        "sequences": plan.micro_batch * plan.accumulation * world_size,
-        SCHEDULE: None if config.training.lr_scheduler_type == "constant" else plan.total_steps,
-    }

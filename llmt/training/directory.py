@@ -78,8 +78,7 @@ def claim_directory(directory: Path, asked: TrainConfig, *, resume: bool, overwr
     if directory.exists() and not directory.is_dir():
         raise BusyOutputError(f"{directory}: is a file", "name another directory with --output-dir")
     steps = CheckpointStore(directory).steps()
-    # A whole one that was about to be removed is brought back as soon as the directory is held.
-    if resume and not steps and not any(directory.glob(f"{layout.DELETED_PREFIX}*")):
+    if resume and not CheckpointStore(directory).holds_any():
         raise ModelFileError(f"{directory}: no checkpoint to resume from", "llmt train   starts a new run")
     is_run = (directory / layout.RUN_CONFIG).is_file()
     if resume or not _holds_work(directory, is_run):

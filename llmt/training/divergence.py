@@ -29,12 +29,12 @@ def watch_loss(state: RunState, loss: float, grad_norm: float) -> tuple[RunState
         grad_norm: Its gradient norm before clipping.
     """
     usual = statistics.median(state.losses) if len(state.losses) >= FEWEST else None
+    steep = f"the gradient norm is {grad_norm:.2g}" if grad_norm > NORM else ""
     if usual is None:
-        return state.advance(losses=(*state.losses, loss)), ""
+        return state.advance(losses=(*state.losses, loss)), steep
     if loss <= max(FACTOR * usual, usual + 1):
-        state = state.advance(losses=(*state.losses, loss)[-WINDOW:], high=0)
-        return state, f"the gradient norm is {grad_norm:.2g}" if grad_norm > NORM else ""
+        return state.advance(losses=(*state.losses, loss)[-WINDOW:], high=0), steep
     state = state.advance(high=state.high + 1)
     if state.high % PATIENCE:
-        return state, ""
+        return state, steep
     return state, f"the loss is {loss:.4g}, over {state.high} steps more than {FACTOR:g} times the usual {usual:.4g}"

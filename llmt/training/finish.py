@@ -59,7 +59,7 @@ def finish(loop: TrainingLoop, keeper: RunKeeper, prepared: "Prepared", base: Pa
     evaluation = None
     held_out = prepared.corpus.data.validation
     if held_out is not None:
-        batches = evaluation_batches(held_out, prepared.plan.micro_batch)
+        batches = evaluation_batches(held_out, loop.limits.micro_batch)
         text_bytes = held_out.text_bytes if prepared.corpus.tokenizer.is_lossless else 0
         evaluation = evaluate(model, batches, text_bytes=text_bytes)
     keeper.publish(step, _summary(loop, prepared, model, evaluation))
@@ -96,7 +96,7 @@ def _summary(
     values: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "vocab_size": prepared.corpus.tokenizer.vocab_size,
-        "context_length": prepared.config.data.block_size,
+        "context_length": model.context_length,
         "steps": loop.state.step,
         "tokens": loop.state.tokens,
         "seconds": round(loop.state.seconds, 1),

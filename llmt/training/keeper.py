@@ -23,6 +23,7 @@ from llmt.config.load import dump_config
 from llmt.config.run import TrainConfig
 from llmt.data.batch import Batch
 from llmt.errors import StorageError
+from llmt.evaluation.perplexity import EvalReport
 from llmt.models.base import BaseLanguageModel
 from llmt.models.lora import LoraModel, write_adapter
 from llmt.system.plan import RunPlan
@@ -30,7 +31,7 @@ from llmt.tokenizers.base import Tokenizer, special_ids
 from llmt.training.average import Average
 from llmt.training.card import model_card
 from llmt.training.optim import Optimizer
-from llmt.training.report import StepReport
+from llmt.training.report import StepReport, evaluation_metrics
 from llmt.training.state import RunState, Written, parse_state
 
 
@@ -222,12 +223,19 @@ class RunKeeper:
         due = report.step % self._config.logging.steps == 0 or report.step == self._first
         if not due and report.evaluation is None:
             return ""
+        return self._add_line(report.step, report.metrics())
+
+    def log_validation(self, step: int, evaluation: EvalReport) -> str:
+        """Add a line about the validation of a step that was made up for; returns what `log` returns."""
+        return self._add_line(step, {"step": step, **evaluation_metrics(evaluation)})
+
+    def _add_line(self, step: int, values: dict[str, Any]) -> str:
         refused = bool(self._unlogged)
-        self._unlogged.append(json.dumps(report.metrics()))
+        self._unlogged.append(json.dumps(values))
         try:
             self._log_rest()
         except StorageError as error:
-            return "" if refused else f"step {report.step}: {error.message}; the line is kept and written later"
+            return "" if refused else f"step {step}: {error.message}; the line is kept and written later"
         return ""
 
     def _log_rest(self) -> None:

@@ -224,7 +224,10 @@ class _Crew:
     def _stopped(self, signum: int) -> int:
         """The end that a signal asked for; the first process has said so, unless it was not listening yet."""
         code = self._workers[0].code
-        if code in (0, 128 + signum):
+        if code is not None and code in (
+            0,
+            *(128 + stop for stop in STOP_SIGNALS),
+        ):  # a second signal may be another one
             return code
         if code == _LOST and any(worker.ended_by_us for worker in self._ends):
             raise self._hung()

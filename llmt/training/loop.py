@@ -49,6 +49,10 @@ class Keeper(Protocol):
         """Wait until nothing is written any more."""
         ...
 
+    def log_validation(self, step: int, evaluation: EvalReport) -> str:
+        """Write down a validation that was made up for; return what the disk refused."""
+        ...
+
     def dump(self, step: int, window: list[Batch], facts: dict[str, Any]) -> Path:
         """Keep the batches of a step that went wrong; return their directory."""
         ...
@@ -105,12 +109,13 @@ class TrainingLoop:
         average: Moving average of the weights; where there is one, it is validated and kept as the model.
         validation: Held-out text; None where there is none.
         sampler: Writes a sample, piece by piece; None where none is wanted.
-        go_back: Puts everything where the last checkpoint left it, and tells whether there was one; None where a run
-            that diverges is not tried again.
+        go_back: Puts everything where the last checkpoint left it, and tells which damaged ones it passed over, None
+            where there was none; None where a run that diverges is not tried again.
         guard: Watches the steps, above all the first; None watches nothing.
         fingerprint: What the run depends on; kept in every checkpoint.
         notes: Why a resumed run is not the same bit for bit, one phrase each.
         stop_signal: Number of the signal that asked to stop; 0 before one did.
+        unsaid: What the next report will say, one sentence each; at the end of a run, what none said.
     """
 
     def __init__(
@@ -135,17 +140,17 @@ class TrainingLoop:
         self.average: Average | None = None
         self.validation: Validation | None = None
         self.sampler: Callable[[], Iterator[str]] | None = None
-        self.go_back: Callable[[], bool] | None = None
+        self.go_back: Callable[[], list[str] | None] | None = None
         self.guard: Guard | None = None
         self.fingerprint: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()
         self.seed = seed
         self.stop_signal = 0
+        self.unsaid: tuple[str, ...] = ()
         self._saved_step = 0
         self._begun: int | None = None
         self._failed_saves = 0
         self._bests: list[tuple[int, float]] = []
-        self._late: tuple[str, ...] = ()
         self._went_back = ""
 
     def request_stop(self, signum: int) -> None:
@@ -197,12 +202,7 @@ class TrainingLoop:
         self.model.train()
         try:
             if self.state.owes_validation and self.validation is not None and self.limits.validates:
-                evaluation, _ = self._validate()
-                self._heed_stop()
-                if evaluation is not None:
-                    _, problems = self._save(required=True)  # its checkpoint says what was found, as without the stop
-                    made_up = f"the validation of step {self.state.step} was made up for: {evaluation.loss:.4f}"
-                    self._late = (made_up, *problems)
+                self._make_up()
             while not self._finished():
                 begun, before = time.monotonic(), (self.epoch, self.state.seconds)
                 window = [next(batches) for _ in range(self.limits.accumulation)]
@@ -228,6 +228,18 @@ class TrainingLoop:
             if isinstance(batches, Generator):
                 batches.close()
 
+    def _make_up(self) -> None:
+        """Validate a step whose validation a stop had cut off; its checkpoint says what was found, as without it."""
+        evaluation, _ = self._validate()
+        self._heed_stop()
+        if evaluation is None:
+            return
+        step, found = self.state.step, evaluation
+        _, problems = self._save(required=True)
+        refused = self.runtime.on_main(lambda: self.keeper.log_validation(step, found))
+        made_up = f"the validation of step {step} was made up for: {found.loss:.4f}"
+        self.unsaid = (made_up, *problems, *([refused] if refused else []))
+
     def _try_again(self, error: DivergedError) -> None:
         """Go back to the last checkpoint, once and where that is wanted: chance does not strike twice.
 
@@ -238,11 +250,16 @@ class TrainingLoop:
             raise error
         if self._went_back:
             raise DivergedError(f"{error.message}; before, {self._went_back}", error.hint) from None
-        self._settle(required=False)
-        if not self._saved_step or not self.go_back():
+        _, problems = self._settle(required=False)
+        damaged = self.go_back() if self._saved_step else None
+        if damaged is None:
             raise error
         self._went_back = error.message
-        self._late = (f"{error.message}; went back to step {self.state.step} to try once more",)
+        self.unsaid = (
+            *problems,
+            *damaged,
+            f"{error.message}; went back to step {self.state.step} to try once more",
+        )
 
     def _finished(self) -> bool:
         limits, state = self.limits, self.state
@@ -345,8 +362,8 @@ class TrainingLoop:
         if self.sampler is not None and limits.sample.due(step, *moment):
             sample = self._sample(self.sampler)
         checkpoint = None
-        report["warnings"] += self._late
-        self._late = ()
+        report["warnings"] += self.unsaid
+        self.unsaid = ()
         if best or last or limits.save.due(step, *moment):
             checkpoint, refused = self._save(required=last)
             report["warnings"] += refused

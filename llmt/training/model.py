@@ -1,10 +1,13 @@
 """configuration -> the model that is trained: fresh, loaded, under an adapter, as a checkpoint left it."""
 
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from llmt.checkpoints import layout
+from llmt.checkpoints.reading import read_json
 from llmt.checkpoints.store import Checkpoint
 from llmt.config.run import TrainConfig
 from llmt.errors import MismatchError
@@ -20,6 +23,13 @@ from llmt.training.keeper import RunKeeper, read_checkpoint
 from llmt.training.loop import TrainingLoop
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+NOT_COMPARED = {
+    "dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "use_cache", "bos_token_id",
+    "eos_token_id", "pad_token_id",
+}  # fmt: skip
+"""Keys of a `config.json` that change no logit."""
 
 
 def make_model(
@@ -97,8 +107,11 @@ def release(model: BaseLanguageModel) -> None:
     """Take back what a run sets on a model that somebody else goes on with."""
     if isinstance(model, TransformerLM):
         model.gradient_checkpointing = False
+        compiled = any(block._compiled_call_impl is not None for block in model.model.layers)
         for block in model.model.layers:
             block._compiled_call_impl = None  # what `compile` set; torch has no call that undoes it
+        if compiled:  # a later run may have other shapes, of which torch keeps only a few
+            torch.compiler.reset()
 
 
 def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:
@@ -114,6 +127,7 @@ def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:
             f"training.ema_decay: {checkpoint.path} has {'no' if saved.masters is None else 'an'} average of weights",
             "resume with the configuration that the run began with",
         )
+    _check_shape(model, checkpoint)
     name_of = model.adapter_name if isinstance(model, LoraModel) else model.saved_name
     own = {w.name: name_of(w.name) for w in optimizer.weights}
     kept = {name: saved.model[key] for name, key in own.items() if key in saved.model}
@@ -122,30 +136,58 @@ def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:
     # The adapter may be an average; what is trained comes after it.
     optimizer.load(kept if saved.masters is None else saved.masters, saved.optimizer)
     if not isinstance(model, LoraModel):
-        with torch.no_grad():
-            # What is not trained belongs to the model too: buffers, and parameters that its class froze.
-            for key, tensor in model.weights().items():
-                if key in saved.model and key not in own.values():
-                    tensor.copy_(saved.model[key])
-            for name, tensor in optimizer.frozen.items():
-                tensor.copy_(saved.model.get(name_of(name), tensor))
+        _restore_rest(loop, saved.model)
     if loop.average is not None:
         loop.average.load(kept)
     loop.resume(saved.state)
 
 
-def go_back(loop: TrainingLoop, keeper: RunKeeper) -> bool:
-    """Put a loop where its newest whole checkpoint left it, and forget what was logged since; False: there is none.
+@torch.no_grad()
+def _restore_rest(loop: TrainingLoop, saved: dict[str, Tensor]) -> None:
+    """What is not trained belongs to the model too: buffers, and parameters that its class froze."""
+    model, optimizer = loop.model, loop.optimizer
+    trained = {model.saved_name(weight.name) for weight in optimizer.weights}
+    for key, tensor in model.weights().items():
+        if key in saved and key not in trained:
+            tensor.copy_(saved[key])
+    for name, tensor in optimizer.frozen.items():
+        tensor.copy_(saved.get(model.saved_name(name), tensor))
+
+
+def _check_shape(model: BaseLanguageModel, checkpoint: Checkpoint) -> None:
+    """The model computes what the checkpoint's configuration says; that of an adapter is its base's.
+
+    Raises:
+        MismatchError: It does not; names what differs.
+    """
+    if isinstance(model, LoraModel):
+        return
+    saved = read_json(checkpoint.path, layout.CONFIG_FILE)
+    own = json.loads(json.dumps(model.model_config(), default=str))
+    for key in sorted(own.keys() - NOT_COMPARED):
+        if key in saved and saved[key] != own[key]:
+            raise MismatchError(
+                f"{key}: the model of {checkpoint.path} has {saved[key]}, and this one {own[key]}",
+                "resume with the model that the run began with",
+            )
+
+
+def go_back(loop: TrainingLoop, keeper: RunKeeper) -> list[str] | None:
+    """Put a loop where its newest whole checkpoint left it, and forget what was logged since.
+
+    Returns:
+        The damaged checkpoints that were passed over, one sentence each; None where there is no whole one.
 
     Raises:
         StorageError: The disk refused.
     """
-    found = loop.runtime.on_main(keeper.store.latest)
+    damaged: list[str] = []
+    found = loop.runtime.on_main(lambda: keeper.store.latest(damaged.append))
     step = loop.runtime.share(None if found is None else found.step)
     if step is None:
-        return False
+        return None
     for weight in loop.optimizer.weights:
         weight.parameter.grad = weight.master.grad = None
     restore(loop, found or keeper.store.verified(step))
     loop.runtime.on_main(lambda: keeper.rewind(step))
-    return True
+    return damaged

@@ -50,6 +50,9 @@ class StepReport:
     def metrics(self) -> dict[str, Any]:
         """One line of `metrics.jsonl`."""
         values = {k: v for k, v in asdict(self).items() if k not in _NOT_LOGGED}
-        if self.evaluation is not None:
-            values |= {f"eval_{k}": v for k, v in self.evaluation.values().items()}
-        return values
+        return values | ({} if self.evaluation is None else evaluation_metrics(self.evaluation))
+
+
+def evaluation_metrics(evaluation: "EvalReport") -> dict[str, Any]:
+    """What `metrics.jsonl` says of a validation."""
+    return {f"eval_{name}": value for name, value in evaluation.values().items()}

@@ -1,19 +1,17 @@
 """Whether a run may go on: what must be the same, and what may differ."""
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmt.checkpoints import layout
-from llmt.checkpoints.detect import find_weights
-from llmt.checkpoints.files import storage_errors
 from llmt.config.fields import walk_fields
 from llmt.config.load import ConfigSource, load_run
 from llmt.config.run import TrainConfig
 from llmt.errors import MismatchError
 from llmt.system.plan import PlanLine, RunPlan
+from llmt.training.fingerprint import CHANGES, SCHEDULE
 from llmt.training.state import RunState
 
 MAY_DIFFER = {
@@ -24,22 +22,18 @@ MAY_DIFFER = {
     "training.eval_strategy", "training.eval_steps", "training.early_stopping_patience",
     "training.early_stopping_threshold", "training.save_strategy", "training.save_steps", "training.save_total_limit",
     "training.save_format", "training.async_save", "training.stop_on_divergence", "training.retry_on_divergence",
-    "training.auto_micro_batch", "training.compile", "training.accelerate", "training.num_processes",
-    "training.distributed_backend", "training.distributed_timeout",
+    "training.auto_micro_batch", "training.gradient_checkpointing", "training.compile", "training.accelerate",
+    "training.num_processes", "training.distributed_backend", "training.distributed_timeout",
     "logging.steps", "logging.sample_strategy", "logging.sample_steps", "logging.sample_prompt",
     "logging.sample_tokens",
 }  # fmt: skip
 """Settings that a resume may change: none of them changes what a step computes from what."""
 
+PASSES = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
+"""Settings that a resume may change together: a step has as many sequences as before."""
+
 PINNED = ("precision", "threads", "micro_batch", "compile")
 """Decisions that a resume takes over where they were left open, so that the numbers stay the same bit for bit."""
-
-SCHEDULE = "steps of the schedule"
-"""In the fingerprint: where the learning rate reaches its floor; None where it is constant."""
-
-
-CHANGES = "data_changes"
-"""In the fingerprint: the steps at which a resume went on with another text."""
 
 
 def differences(directory: Path, config: TrainConfig) -> list[str]:
@@ -48,14 +42,33 @@ def differences(directory: Path, config: TrainConfig) -> list[str]:
     Raises:
         ConfigError: The run's own configuration cannot be read.
     """
-    path = directory / layout.RUN_CONFIG
-    saved = load_run(ConfigSource(directory.name, path=path), environ={}).config
+    saved = _saved_config(directory)
+    same_step = _sequences(saved) == _sequences(config)
     found = []
     for field in walk_fields(TrainConfig):
         before, now = _value(saved, field.path), _value(config, field.path)
-        if before != now and field.path not in MAY_DIFFER:
+        if before != now and field.path not in MAY_DIFFER and not (same_step and field.path in PASSES):
             found.append(f"{field.path}: {before} -> {now}")
     return found
+
+
+def regroups(directory: Path, config: TrainConfig) -> bool:
+    """Whether a resume was told to take the sequences of a step in other passes than the run there.
+
+    Raises:
+        ConfigError: The run's own configuration cannot be read.
+    """
+    before, now = _saved_config(directory).training, config.training
+    tried = now.auto_micro_batch and not before.auto_micro_batch
+    return tried or before.per_device_train_batch_size != now.per_device_train_batch_size
+
+
+def _saved_config(directory: Path) -> TrainConfig:
+    return load_run(ConfigSource(directory.name, path=directory / layout.RUN_CONFIG), environ={}).config
+
+
+def _sequences(config: TrainConfig) -> int:
+    return config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
 
 
 def check_same_config(directory: Path, config: TrainConfig) -> None:
@@ -109,21 +122,7 @@ def check_same_run(state: RunState, fingerprint: dict[str, Any], *, data_change:
     return notes
 
 
-def weights_fingerprint(directory: Path) -> str:
-    """SHA-256 over the weight files of a model directory.
-
-    Raises:
-        ModelFileError: It has none.
-        StorageError: A file cannot be read.
-    """
-    total = hashlib.sha256()
-    for path in find_weights(directory).paths:
-        with storage_errors("reading the base model", path), path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
-def pin_plan(state: RunState, plan: RunPlan, asked: TrainConfig, processes: int) -> RunPlan:
+def pin_plan(state: RunState, plan: RunPlan, asked: TrainConfig, processes: int, *, regroup: bool = False) -> RunPlan:
     """The plan of a resume: what the run decided by itself stays decided, on the same kind of device.
 
     Args:
@@ -131,6 +130,7 @@ def pin_plan(state: RunState, plan: RunPlan, asked: TrainConfig, processes: int)
         plan: What would be decided today.
         asked: The configuration: what it names is not left open.
         processes: How many share a step now.
+        regroup: Other passes were asked for.
     """
     before = dict(state.fingerprint or {})
     if before.get("device") != plan.device:
@@ -138,6 +138,8 @@ def pin_plan(state: RunState, plan: RunPlan, asked: TrainConfig, processes: int)
     kept: dict[str, Any] = {key: before[key] for key in PINNED if key in before}
     if asked.training.compile != "auto":
         kept.pop("compile", None)
+    if regroup:
+        kept.pop("micro_batch", None)
     if asked.threads is not None or before.get("processes") != processes:
         kept.pop("threads", None)  # more processes share the cores, or fewer
     lines = tuple(_pin_line(line, kept, before.get(SCHEDULE)) for line in plan.lines)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from llmt.evaluation.perplexity import EvalReport, evaluate
 from llmt.models.base import BaseLanguageModel
 from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.llama import foreign_shape, is_llama, parse_llama_config
+from llmt.models.transformer import Block
 from llmt.system.estimate import Workload
 from llmt.system.machine import inspect_machine, use_portable_numerics
 from llmt.system.plan import PlanLine, choose_backend, choose_device, choose_threads
@@ -119,7 +121,7 @@ class Trainer:
 
         if resume and overwrite:
             raise UsageError("Trainer: resume and overwrite: one goes on, the other starts again", "one of the two")
-        resume = resume and bool(CheckpointStore(self.directory).steps())
+        resume = resume and CheckpointStore(self.directory).holds_any()
         claim_directory(self.directory, self.config, resume=resume, overwrite=overwrite)
         with _process(self.config) as runtime, held(self.directory):
             loop, keeper, prepared, rounded = self._begin(runtime, resume=resume, overwrite=overwrite)
@@ -129,8 +131,11 @@ class Trainer:
                 _warn(f"the resume is not bit for bit: {', '.join(loop.notes)}")
             try:
                 for report in loop.run():
-                    _warn(keeper.log(report))
+                    for sentence in (*report.warnings, keeper.log(report)):
+                        _warn(sentence)
                     yield report
+                for sentence in loop.unsaid:
+                    _warn(sentence)
             finally:
                 kept = loop.optimizer.masters() if loop.average is None else loop.average.values
                 self._take(rounded | kept)
@@ -183,7 +188,7 @@ class Trainer:
             if checkpoint is None:
                 raise ModelFileError(f"{self.directory}: no whole checkpoint; {'; '.join(damaged)}", "overwrite=True")
         corpus = Corpus(self.tokenizer, TextData(self._train, self._held_out), ())
-        start = Start(checkpoint=checkpoint, damaged=tuple(damaged), runtime=runtime)
+        start = Start(checkpoint=checkpoint, damaged=tuple(damaged), runtime=runtime, facts=self._facts())
         prepared = decide(self.config, self.directory, corpus, self._workload(), start, self._lines)
         exact = {} if prepared.plan.precision == "fp32" else self._values()
         loop = None
@@ -194,6 +199,13 @@ class Trainer:
                 self._take(exact)
         buffers = {name: tensor for name, tensor in exact.items() if name not in dict(self.model.named_parameters())}
         return loop, keeper, prepared, buffers | loop.optimizer.frozen
+
+    def _facts(self) -> dict[str, Any]:
+        """What a resume depends on that neither the settings nor the model's files tell."""
+        if isinstance(self.model, HuggingFaceModelWrapper):
+            return {"transformers": version("transformers")}
+        rates = {(b.self_attn.dropout, b.dropout) for b in self.model.modules() if isinstance(b, Block)}
+        return {"dropout": [list(pair) for pair in sorted(rates)]}
 
     def _workload(self) -> Workload:
         """Size of one pass."""

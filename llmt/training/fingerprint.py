@@ -1,0 +1,73 @@
+"""What the numbers of a run depend on, by name; kept in every checkpoint and compared by a resume."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmt.checkpoints import layout
+from llmt.checkpoints.detect import find_weights
+from llmt.checkpoints.files import storage_errors
+from llmt.checkpoints.manifest import llmt_version
+from llmt.config.run import TrainConfig
+from llmt.system.plan import RunPlan
+
+SCHEDULE = "steps of the schedule"
+"""Where the learning rate reaches its floor; None where it is constant."""
+
+CHANGES = "data_changes"
+"""The steps at which a resume went on with another text."""
+
+MEASURED = "eval_sequences"
+"""How many held-out sequences a validation measures; None for all of them."""
+
+
+def fingerprint_of(
+    config: TrainConfig, plan: RunPlan, base: Path | None, world_size: int, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run depends on beside its text, its tokenizer and its processor.
+
+    Args:
+        config: The run as asked.
+        plan: The run as decided.
+        base: Directory of the model that it goes on from.
+        world_size: Processes that share a step.
+        facts: More of it.
+    """
+    training = config.training
+    measured = None if training.eval_batches is None else training.eval_batches * training.per_device_train_batch_size
+    return {
+        # The checkpoints of an adapter do not hold the weights below it.
+        "base": weights_fingerprint(base) if base is not None and config.lora.enabled else None,
+        "llmt": llmt_version(),
+        "torch": torch.__version__,
+        "device": plan.device,
+        "precision": plan.precision,
+        "threads": plan.threads,
+        "compile": plan.compile,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "processes": world_size,
+        "micro_batch": plan.micro_batch,
+        "sequences": plan.micro_batch * plan.accumulation * world_size,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "max_time": training.max_time,
+        MEASURED: measured,
+        SCHEDULE: None if training.lr_scheduler_type == "constant" else plan.total_steps,
+        **facts,
+    }
+
+
+def weights_fingerprint(directory: Path) -> str:
+    """SHA-256 over the weight files of a model directory and what says how to compute with them.
+
+    Raises:
+        ModelFileError: It has none.
+        StorageError: A file cannot be read.
+    """
+    total = hashlib.sha256()
+    for path in (directory / layout.CONFIG_FILE, *find_weights(directory).paths):
+        with storage_errors("reading the base model", path), path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
