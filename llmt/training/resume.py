@@ -10,6 +10,7 @@ from llmt.config.fields import walk_fields
 from llmt.config.load import ConfigSource, load_run
 from llmt.config.run import TrainConfig
 from llmt.errors import MismatchError
+from llmt.system.memory import physical_cores
 from llmt.system.plan import PlanLine, RunPlan
 from llmt.training.fingerprint import CHANGES, SCHEDULE
 from llmt.training.state import RunState
@@ -169,7 +170,9 @@ def share_step(plan: RunPlan, sequences: int, processes: int) -> RunPlan:
 
 def _pin_line(line: PlanLine, kept: dict[str, Any], before: int | None) -> PlanLine:
     if line.name in kept:
-        return replace(line, value=kept[line.name], reason="as the run began")
+        more = line.name == "threads" and kept["threads"] > physical_cores()
+        here = f", though this process may use {physical_cores()} cores" if more else ""
+        return replace(line, value=kept[line.name], reason=f"as the run began{here}")
     if line.name == "steps" and before not in (None, line.value):
         return replace(line, reason=f"{line.reason}; was {before}, so the learning rate follows a new curve from here")
     return line

@@ -1,6 +1,7 @@
 """`--resume` in all its forms, and what looks after checkpoints."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -265,3 +266,41 @@ def test_a_plan_counts_the_processes(inside: Any, text_file: Path, tiny: tuple[s
     steps = [next(line for line in plan["lines"] if line["name"] == "steps")["reason"] for plan in plans]
     read = [int(reason.split("; ")[1].split()[0].replace(",", "")) for reason in steps]
     assert read[1] == 4 * read[0]
+
+
+def test_a_base_that_is_gone(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:
+    """A whole model that goes on is in its own checkpoints; the end is that of a run whose base is still there."""
+    where, _ = begun
+    command = (
+        "train", "quickstart", "--base", "base", "--data", "text.txt", "--block-size", "16", "--threads", "1",
+        "--precision", "fp32", "--compile", "never", "--max-steps", "6", "--save-steps", "3", "--eval-strategy", "no",
+        "--device", "cpu", "--sample-tokens", "0",
+    )  # fmt: skip
+    (where / "runs" / "quickstart").rename(where / "base")
+    whole = inside(*command, "-o", "whole", cwd=where)
+    assert whole.code == 0, whole.err
+    (where / "whole").rename(where / "parts")
+    weights = (where / "parts" / "model.safetensors").read_bytes()
+    for left in ("checkpoint-6", "base"):
+        shutil.rmtree(where / ("parts" if left != "base" else "") / left)
+    resumed = inside("train", "parts", "--resume", cwd=where)
+    assert resumed.code == 0, resumed.err
+    assert "not bit for bit" not in resumed.err
+    assert (where / "parts" / "model.safetensors").read_bytes() == weights
+    assert "base: base" in (where / "parts" / "config.yaml").read_text()
+
+
+def test_another_base_than_the_run_began_with(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:
+    """Its weights would not be read, and it may compute otherwise: exit code 5 names what differs."""
+    where, command = begun
+    shutil.copytree(where / "runs" / "quickstart" / "checkpoint-12", where / "other")
+    config = where / "other" / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "rms_norm_eps": 0.5}))
+    (where / "other" / "MANIFEST.json").unlink()
+    first = inside(*command[:2], "--base", "runs/quickstart", *command[2:4], "--max-steps", "4", "--save-steps", "2",
+                   "--block-size", "16", "--device", "cpu", "-o", "more", cwd=where)  # fmt: skip
+    assert first.code == 0, first.err
+    other = inside("train", "more", "--resume", "--base", "other", cwd=where)
+    assert other.code == 5, other.err
+    assert "rms_norm_eps" in other.err

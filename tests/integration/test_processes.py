@@ -353,8 +353,10 @@ if how == "stop" and rank == 0:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 elif how == "stop":
     signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(143)))
+elif how == "at once":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
 open(os.path.join(folder, f"{rank}.ready"), "w").close()
-if how in ("sleep", "stop", "ignored"):
+if how in ("sleep", "stop", "at once", "ignored"):
     time.sleep(60)
 while not all(os.path.exists(os.path.join(folder, f"{n}.ready")) for n in range(2)):
     time.sleep(0.01)
@@ -464,13 +466,14 @@ def test_launch_ends_as_its_processes_do(
     assert ended.err.count("error: ") == (1 if (how, who) == ("fail", 0) or how == "apart" else 0)
 
 
-def test_a_signal_is_passed_on(tmp_path: Path, environment: dict[str, str]) -> None:
-    """SIGTERM to the parent alone: the workers stop as they do, and their code is ours."""
-    launched = Launched(tmp_path, environment, "stop")
+@pytest.mark.parametrize(("how", "code"), [("stop", 143), ("at once", 130)])
+def test_a_signal_is_passed_on(tmp_path: Path, environment: dict[str, str], how: str, code: int) -> None:
+    """SIGTERM to the parent alone: the workers stop as they do, and their code is ours; Ctrl-C may have come too."""
+    launched = Launched(tmp_path, environment, how)
     launched.pids()
     launched.process.send_signal(signal.SIGTERM)
     ended = launched.end()
-    assert (ended.code, ended.out) == (143, "")
+    assert (ended.code, ended.out) == (code, "")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])

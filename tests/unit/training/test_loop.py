@@ -232,9 +232,9 @@ def test_a_loss_that_explodes_is_said(lab: Any) -> None:
                             weight.parameter.mul_(30)
 
         if stop:
-            with pytest.raises(DivergedError, match="the gradient norm is .* at step"):
+            with pytest.raises(DivergedError, match=r"the gradient norm is .* at step"):
                 train()
-            assert (lab.root / "stop-True").glob("diverged-*")
+            assert any((lab.root / "stop-True").glob("diverged-*"))
         else:
             train()
             assert any("times the usual" in sentence for sentence in warnings)

@@ -270,6 +270,36 @@ def test_a_resume_is_the_same_run(tokenizer: Any, tmp_path: Path) -> None:
     assert train(max_steps=3).train(overwrite=True).step == 3
 
 
+def test_a_resume_with_another_model(tokenizer: Any, tmp_path: Path) -> None:
+    """What computes otherwise is refused by name; what drops otherwise is said; what was being replaced is found."""
+
+    def train(config: ModelConfig, **settings: Any) -> Any:
+        model = TransformerLM(config, tokenizer.vocab_size, 64)
+        model.initialize(1)
+        given = {**SETTINGS, "save_steps": 2, **settings}
+        return Trainer(model, tokenizer, TEXTS, output_dir=tmp_path / "run", **given)
+
+    shape = ModelConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+    train(shape).train()
+    with pytest.raises(MismatchError, match=r"rope.* has .*10000.*500"):
+        train(shape.model_copy(update={"rope_theta": 500.0})).train(resume=True)
+    with pytest.warns(UserWarning, match="not bit for bit: dropout"):
+        train(shape.model_copy(update={"hidden_dropout": 0.2})).train(resume=True)
+    for path in (tmp_path / "run").glob("checkpoint-*"):
+        path.rename(path.with_name(f".del-{path.name}-01234567"))
+    trainer = train(shape, max_steps=8)
+    assert [report.step for report in trainer.run(resume=True)] == [7, 8]
+
+
+def test_what_a_step_has_to_say_is_said(tokenizer: Any, tmp_path: Path) -> None:
+    """`train`, whose reports nobody sees, warns of what they say."""
+    trainer = Trainer(_model(tokenizer.vocab_size), tokenizer, TEXTS, output_dir=tmp_path / "run", **SETTINGS)
+    for parameter in trainer.model.parameters():
+        parameter.register_hook(lambda gradient: gradient * 1e6)
+    with pytest.warns(UserWarning, match="gradient norm"):
+        trainer.train()
+
+
 def test_through_accelerate(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`use_accelerate` does what it says, and the weights are the same bit for bit."""
     import accelerate
