@@ -151,8 +151,16 @@ def staged_directory(
                 raise
             if durable:
                 fsync_directory(target.parent)
-            if old is not None:
-                remove(old)
+            if replace:  # what a process left that was killed while it replaced, too
+                for left in _replaced(target):
+                    remove(left)
+
+
+def _replaced(target: Path) -> list[Path]:
+    """What stood at `target` and was renamed."""
+    prefix = f"{layout.DELETED_PREFIX}{target.name}-"
+    beside = [path for path in target.parent.iterdir() if path.name.startswith(prefix)]
+    return [path for path in beside if len(path.name) == len(prefix) + 8]
 
 
 def remove_abandoned(parent: Path) -> None:

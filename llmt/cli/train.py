@@ -127,14 +127,14 @@ class How:
 def _run(
     out: Output, asked: TrainConfig, config: str | None, given: list[Given], sets: Sequence[str], how: How
 ) -> None:
-    from llmt.training.base import refuse_unread, spare
+    from llmt.training.base import choose_base, refuse_unread, spare
     from llmt.training.build import check_device, with_sources, within_context
     from llmt.training.directory import claim_directory, held, run_directory
     from llmt.training.runtime import take_own_device
 
     asked = with_sources(asked)
     directory = run_directory(asked)
-    base = _base(asked, directory, config, how)
+    base = choose_base(asked, None if how.resume else config, resume=how.resume)
     if not how.resume:
         refuse_unread(asked, base, given, sets)
     if how.plan:
@@ -159,17 +159,6 @@ def _run(
                 out.say(f"note: {killed} ended without a word: it was killed, maybe for want of memory")
             runtime.on_main(claim)
             _train(out, asked, directory, base, how, runtime)
-
-
-def _base(asked: TrainConfig, directory: Path, config: str | None, how: How) -> Path | None:
-    """What the run goes on from; a run that is resumed can do without a base that is gone."""
-    from llmt.checkpoints.store import CheckpointStore
-    from llmt.training.base import choose_base
-
-    if not how.resume:
-        return choose_base(asked, config)
-    store = CheckpointStore(directory)
-    return choose_base(asked, None, store.path(store.steps()[-1]) if store.steps() else None)
 
 
 def _settled(asked: TrainConfig, base: Path | None, how: How) -> TrainConfig:
@@ -368,6 +357,8 @@ def _require_exact(prepared: "Prepared") -> None:
     """Refuse a resume that is not the same bit for bit, before anything of the run is touched."""
     if prepared.damaged:
         raise ModelFileError(f"--strict-resume: {'; '.join(prepared.damaged)}", "leave --strict-resume out")
+    if prepared.regroup and prepared.config.training.auto_micro_batch:
+        raise MismatchError("--strict-resume: training.auto_micro_batch may find other passes", "leave one of them out")
     if prepared.notes:
         why = ", ".join(prepared.notes)
         raise MismatchError(f"--strict-resume: not bit for bit: {why}", "leave --strict-resume out, or undo that")

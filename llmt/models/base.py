@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmt.checkpoints import layout
-from llmt.checkpoints.atomic import StagedDirectory, publish_into, staged_directory
+from llmt.checkpoints.atomic import StagedDirectory, publish_into, remove_abandoned, staged_directory
 from llmt.checkpoints.files import make_directory, storage_errors
 from llmt.checkpoints.metadata import Metadata, encode_metadata
 from llmt.checkpoints.saving import drop_tied, save_weights
@@ -239,6 +239,8 @@ class BaseLanguageModel(nn.Module, ABC):
             raise BusyOutputError(f"{path}: is a run or its checkpoint, and its record would not fit", "name another")
         with storage_errors("creating a folder", path):
             make_directory(path.parent)
+        with storage_errors("looking at the folder", path):
+            remove_abandoned(path if path.is_dir() else path.parent)
         publish = publish_into if path.is_dir() else staged_directory
         with publish(path, extra={}) as staged:
             if tokenizer is not None:

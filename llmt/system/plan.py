@@ -181,7 +181,7 @@ def plan_run(
         pinned,
         compiled,
         backend,
-        PlanLine("memory", format_size(needed), "weights, moments, activations and logits, by arithmetic"),
+        memory_line(needed),
         PlanLine("steps", total_steps, _step_reason(config, work, sequences)),
     )
     return RunPlan(
@@ -210,7 +210,7 @@ def _fit(
     limit = None if room is None else round(room * MEMORY_SHARE / sharing)
     each = f" for each of {sharing} processes" if sharing > 1 else ""
     for micro in _divisors(asked):
-        needed = _needed(config, device, replace(work, batch_size=micro), precision)
+        needed = needed_bytes(config, device, replace(work, batch_size=micro), precision)
         if limit is None or needed <= limit:
             break
     else:
@@ -226,8 +226,8 @@ def _fit(
     return PlanLine("micro_batch", micro, reason), PlanLine("accumulation", accumulation, kept), needed
 
 
-def _needed(config: TrainConfig, device: DeviceInfo, work: Workload, precision: str) -> int:
-    """Bytes of one process, in the memory of the device."""
+def needed_bytes(config: TrainConfig, device: DeviceInfo, work: Workload, precision: str) -> int:
+    """Bytes of one process, in the memory of the device, by arithmetic."""
     training, average = config.training, config.training.ema_decay is not None
     copied = 0
     if training.async_save and device.kind != "cuda":  # the copy lies in main memory
@@ -235,6 +235,11 @@ def _needed(config: TrainConfig, device: DeviceInfo, work: Workload, precision: 
     return training_bytes(
         work, precision, checkpointing=training.gradient_checkpointing, average=average, copied=copied
     )
+
+
+def memory_line(needed: int) -> PlanLine:
+    """What a run takes, for a reader."""
+    return PlanLine("memory", format_size(needed), "weights, moments, activations and logits, by arithmetic")
 
 
 def _divisors(number: int) -> Iterator[int]:

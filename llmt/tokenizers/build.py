@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmt.checkpoints.atomic import staged_directory
+from llmt.checkpoints.atomic import remove_abandoned, staged_directory
 from llmt.checkpoints.files import make_directory, storage_errors
 from llmt.config.tasks import TokenizerTrainSettings
 from llmt.errors import BusyOutputError, StorageError, UsageError
@@ -82,6 +82,7 @@ def build_tokenizer(
             pass
     with storage_errors("creating a folder", target.parent):
         make_directory(target.parent)
+        remove_abandoned(target.parent)
     with staged_directory(target, extra=None, replace=True) as staged:
         tokenizer.save_pretrained(staged.path)
         sample, held_out = texts.sample()

@@ -12,13 +12,13 @@ from llmt.errors import BusyOutputError, MissingPackageError, UsageError
 from llmt.models.hub import local_path
 
 
-def choose_base(asked: TrainConfig, named: str | None, left: Path | None = None) -> Path | None:
+def choose_base(asked: TrainConfig, named: str | None, *, resume: bool = False) -> Path | None:
     """The base that was named, the run that was named, or the newest finished run under an adapter.
 
     Args:
         asked: The run as asked.
         named: The CONFIG argument of a new run; a finished run that is named is the base of an adapter on it.
-        left: The newest checkpoint of a run that goes on: a whole model is in it, if its base is gone.
+        resume: The run goes on: a whole model is in its checkpoints, so that its base may be gone.
 
     Raises:
         MissingPackageError: An adapter was asked for, and peft is not installed.
@@ -27,18 +27,18 @@ def choose_base(asked: TrainConfig, named: str | None, left: Path | None = None)
     if asked.lora.enabled and find_spec("peft") is None:
         raise MissingPackageError("peft", "it is not installed")
     if asked.base is not None:
-        return _named(asked, asked.base, left)
+        return _named(asked, asked.base, resume=resume)
     if asked.lora.enabled and named is not None and read_finished(Path(named)) is not None:
         return Path(named)
     newest = newest_finished() if asked.lora.enabled else None
     return newest.path if newest is not None else None
 
 
-def _named(asked: TrainConfig, base: str, left: Path | None) -> Path:
+def _named(asked: TrainConfig, base: str, *, resume: bool) -> Path:
     if asked.model.huggingface or asked.model.custom:
         raise UsageError("base: it brings its own architecture", "leave model.huggingface and model.custom out")
-    if left is not None and not asked.lora.enabled and not Path(base).expanduser().exists():
-        return left
+    if resume and not asked.lora.enabled and not Path(base).expanduser().exists():
+        return Path(base).expanduser()
     return resolve_model_directory(local_path(base))
 
 

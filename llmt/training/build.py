@@ -31,11 +31,11 @@ from llmt.models.lora import LoraModel
 from llmt.models.transformer import TransformerLM
 from llmt.system.estimate import Workload, checkpoint_bytes
 from llmt.system.machine import inspect_machine, measure_speed, try_compile
-from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, plan_run
+from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, memory_line, needed_bytes, plan_run
 from llmt.training.average import Average
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.directory import clear_directory
-from llmt.training.fingerprint import MEASURED, fingerprint_of
+from llmt.training.fingerprint import MEASURED, WARMUP, fingerprint_of
 from llmt.training.groups import require_adamw_8bit
 from llmt.training.keeper import RunKeeper, read_state
 from llmt.training.limits import total_steps
@@ -65,6 +65,9 @@ class Prepared:
         fingerprint: What the run depends on, by name.
         damaged: Checkpoints that were passed over, one sentence each.
         notes: Why a resumed run is not the same bit for bit, one phrase each.
+        regroup: A resume was told to take the sequences of a step in other passes.
+        origin: Where the model is made from: the base, or the checkpoint where that is a whole model and the base is
+            gone; None makes a new one.
     """
 
     config: TrainConfig
@@ -76,6 +79,8 @@ class Prepared:
     fingerprint: dict[str, Any]
     damaged: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    regroup: bool = False
+    origin: Path | None = None
 
 
 def with_sources(config: TrainConfig) -> TrainConfig:
@@ -131,6 +136,8 @@ def prepare(
     going = resume if isinstance(resume, Going) else Going()
     checkpoint, damaged = _find_checkpoint(directory, going, runtime) if resume else (None, ())
     source = checkpoint.path if checkpoint is not None else base
+    if checkpoint is not None and base is not None and not config.lora.enabled and not base.exists():
+        base = checkpoint.path  # which is a whole model
     config, shortened = within_context(config, base)
 
     def read() -> Corpus:
@@ -213,7 +220,7 @@ def decide(
         raise UsageError(
             "training.early_stopping_patience: counts validations, and nothing is held out", "--validation-split 0.05"
         )
-    runtime, checkpoint, machine = start.runtime, start.checkpoint, inspect_machine()
+    runtime, checkpoint, machine, regroup = start.runtime, start.checkpoint, inspect_machine(), False
     device, why = choose_device(config.device, machine)
     state = None if checkpoint is None else read_state(checkpoint)
     sequences = _sequences(config, runtime, state)
@@ -229,8 +236,13 @@ def decide(
     plan = plan_run(config, machine, device, why, speed, work, steps, sequences)
     plan = replace(plan, lines=plan.lines + lines)
     if state is not None:
-        plan = pin_plan(state, plan, config, runtime.world_size, regroup=regroups(directory, config))
-        plan = share_step(plan, sequences, runtime.world_size)
+        regroup = regroups(state, config)
+        plan = share_step(
+            pin_plan(state, plan, config, runtime.world_size, regroup=regroup), sequences, runtime.world_size
+        )
+        needed = needed_bytes(config, device, replace(work, batch_size=plan.micro_batch), plan.precision)
+        kept = tuple(memory_line(needed) if line.name == "memory" else line for line in plan.lines)
+        plan = replace(plan, estimated_bytes=needed, lines=kept)
     plan = _with_working_compiler(plan, config)
     plan = RunPlan.of_values(runtime.share(plan.values()))
     fingerprint = fingerprint_of(config, plan, start.base, runtime.world_size, start.facts)
@@ -241,23 +253,24 @@ def decide(
     }
     notes: tuple[str, ...] = ()
     if state is not None:
-        # Validations are compared with those before, whatever the passes are now.
-        measured = (state.fingerprint or {}).get(MEASURED, fingerprint[MEASURED])
-        fingerprint[MEASURED] = measured
+        # Validations are compared with those before, whatever the passes are; and what has warmed up stays so.
+        fingerprint |= {key: (state.fingerprint or {}).get(key, fingerprint[key]) for key in (MEASURED, WARMUP)}
         notes = tuple(check_same_run(state, fingerprint, data_change=start.data_change))
         if config.training.max_time is not None:
             notes += ("the learning rate follows the clock (training.max_time)",)
     if start.writes:
-        _require_room(directory, config, work, resumes=checkpoint is not None)
-    return Prepared(config, directory, corpus, plan, work, checkpoint, fingerprint, start.damaged, notes)
+        _require_room(directory, config, work, resumes=None if checkpoint is None else checkpoint.step)
+    return Prepared(
+        config, directory, corpus, plan, work, checkpoint, fingerprint, start.damaged, notes, regroup, start.base
+    )
 
 
-def _require_room(directory: Path, config: TrainConfig, work: Workload, *, resumes: bool) -> None:
+def _require_room(directory: Path, config: TrainConfig, work: Workload, *, resumes: int | None) -> None:
     """Refuse to begin where checkpoints would not fit; those that a resume finds take their room already."""
     # The one being written and the best; later ones take the place of those before them, or are tried again.
     kept = min(config.training.save_total_limit, 2) + 1
-    if resumes:
-        kept = max(kept - len(CheckpointStore(directory).steps()), 1)
+    if resumes is not None:
+        kept = max(kept - sum(step <= resumes for step in CheckpointStore(directory).steps()), 1)
     size = checkpoint_bytes(
         work.parameters, work.trainable, adapter=config.lora.enabled, average=config.training.ema_decay is not None
     )
@@ -297,7 +310,7 @@ def build_trainer(
     runtime = runtime or Runtime()
     torch.set_num_threads(prepared.plan.threads)
     if own is None:
-        model, exact = make_model(config, prepared.plan, corpus.tokenizer, base)
+        model, exact = make_model(config, prepared.plan, corpus.tokenizer, prepared.origin)
     else:
         model, exact = take_model(config, prepared.plan, own)
     if data.masks and not keeps_documents_apart(model):
@@ -314,7 +327,16 @@ def build_trainer(
         plan.micro_batch, config.seed, plan.num_workers, plan.pin_memory, runtime.rank, runtime.world_size
     )
     limits = limits_of(config, plan, data.samples, runtime.world_size)
-    loop = TrainingLoop(model, optimizer, loader, schedule_of(config, plan), limits, keeper, config.seed, runtime)
+    loop = TrainingLoop(
+        model,
+        optimizer,
+        loader,
+        schedule_of(config, plan, prepared.fingerprint[WARMUP]),
+        limits,
+        keeper,
+        config.seed,
+        runtime,
+    )
     _equip(loop, prepared, runtime, fresh=base is None and own is None and prepared.checkpoint is None)
     if config.training.retry_on_divergence:
         loop.go_back = partial(go_back, loop, keeper)
@@ -355,7 +377,7 @@ def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, r
     config, plan = prepared.config, prepared.plan
     if not config.training.auto_micro_batch:
         return prepared
-    if prepared.checkpoint is not None and not regroups(prepared.directory, config):
+    if prepared.checkpoint is not None and not prepared.regroup:
         return prepared
     block, vocab_size, masks = config.data.block_size, model.vocab_size, prepared.corpus.data.masks
 
@@ -380,11 +402,12 @@ def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, r
     torch.compiler.reset()
     micro = -runtime.highest(-micro)
     fingerprint = {**prepared.fingerprint, "micro_batch": micro}
-    notes = (f"micro_batch {plan.micro_batch} -> {micro}",) if prepared.checkpoint is not None else ()
-    return replace(
-        prepared, plan=plan.with_micro_batch(micro, sequences // micro, reason), fingerprint=fingerprint,
-        notes=prepared.notes + notes,
-    )  # fmt: skip
+    notes = tuple(note for note in prepared.notes if not note.startswith("micro_batch "))
+    before = None if prepared.checkpoint is None else (read_state(prepared.checkpoint).fingerprint or {})
+    if before is not None and before.get("micro_batch", micro) != micro:
+        notes += (f"micro_batch {before['micro_batch']} -> {micro}",)
+    plan = plan.with_micro_batch(micro, sequences // micro, reason)
+    return replace(prepared, plan=plan, fingerprint=fingerprint, notes=notes)
 
 
 def _with_working_compiler(plan: RunPlan, config: TrainConfig) -> RunPlan:

@@ -13,6 +13,7 @@ from llmt.checkpoints.files import storage_errors
 from llmt.checkpoints.manifest import llmt_version
 from llmt.config.run import TrainConfig
 from llmt.system.plan import RunPlan
+from llmt.training.schedule import warmup_steps
 
 SCHEDULE = "steps of the schedule"
 """Where the learning rate reaches its floor; None where it is constant."""
@@ -22,6 +23,13 @@ CHANGES = "data_changes"
 
 MEASURED = "eval_sequences"
 """How many held-out sequences a validation measures; None for all of them."""
+
+
+WARMUP = "warmup_steps"
+"""How many steps the rate rises; a resume over another length keeps them."""
+
+ASKED = "asked_passes"
+"""Sequences of a pass as asked, and whether they were to be found by trial: a resume that asks otherwise is heard."""
 
 
 def fingerprint_of(
@@ -54,9 +62,16 @@ def fingerprint_of(
         "gradient_checkpointing": training.gradient_checkpointing,
         "max_time": training.max_time,
         MEASURED: measured,
+        WARMUP: warmup_steps(plan.total_steps, training.warmup_steps, training.warmup_ratio),
+        ASKED: asked_passes(config),
         SCHEDULE: None if training.lr_scheduler_type == "constant" else plan.total_steps,
         **facts,
     }
+
+
+def asked_passes(config: TrainConfig) -> list[int | bool]:
+    """See `ASKED`."""
+    return [config.training.per_device_train_batch_size, config.training.auto_micro_batch]
 
 
 def weights_fingerprint(directory: Path) -> str:

@@ -71,6 +71,8 @@ def _published_step(loop: TrainingLoop, keeper: RunKeeper) -> tuple[int, str]:
     state = loop.state
     if state.best_step is None:
         return state.step, ""
+    if not loop.limits.validates:
+        return state.step, f"the run does not validate any more: its last step is published, not {state.best_step}"
     try:
         return keeper.store.verified(state.best_step).step, ""
     except ModelFileError as error:

@@ -106,5 +106,10 @@ def total_steps(
     if epochs is not None or not stops:
         if samples is None:
             raise UsageError("data.streaming: how long a stream is, is not known", "--max-steps or --max-tokens")
-        stops.append(math.ceil((epochs or 1.0) * samples / samples_per_step))
+        stops.append(steps_of_epochs(epochs or 1.0, samples, samples_per_step))
     return max(min(stops), 1)
+
+
+def steps_of_epochs(epochs: float, samples: int, samples_per_step: int) -> int:
+    """Steps that cover so many passes over the text; what rounding adds to a product is not a step more."""
+    return math.ceil(epochs * samples / samples_per_step - 1e-9)

@@ -170,6 +170,11 @@ class TrainingLoop:
             self._bests = [(state.best_step, state.best_loss)]
         self.loader.go_to(state.stream)
 
+    def forget_losses(self) -> None:
+        """Compare what comes with nothing that was measured so far."""
+        self.state = self.state.advance(best_step=None, best_loss=None, stale=0, losses=(), high=0)
+        self._bests = []
+
     @property
     def samples_per_step(self) -> int:
         """Sequences of a step, over all processes."""

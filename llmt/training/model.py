@@ -140,6 +140,8 @@ def restore(loop: TrainingLoop, checkpoint: Checkpoint) -> None:
     if loop.average is not None:
         loop.average.load(kept)
     loop.resume(saved.state)
+    if (saved.state.fingerprint or {}).get("data") != loop.fingerprint.get("data"):
+        loop.forget_losses()  # those on other texts cannot be compared
 
 
 @torch.no_grad()

@@ -6,14 +6,13 @@ from functools import partial
 
 from llmt.config.run import TrainConfig
 from llmt.system.plan import RunPlan
-from llmt.training.limits import Cadence, Limits
-from llmt.training.schedule import Schedule, warmup_steps
+from llmt.training.limits import Cadence, Limits, steps_of_epochs
+from llmt.training.schedule import Schedule
 
 
-def schedule_of(config: TrainConfig, plan: RunPlan) -> Schedule:
-    """The learning rate of a run."""
+def schedule_of(config: TrainConfig, plan: RunPlan, warmup: int) -> Schedule:
+    """The learning rate of a run that warms up over so many steps."""
     training = config.training
-    warmup = warmup_steps(plan.total_steps, training.warmup_steps, training.warmup_ratio)
     return Schedule(
         training.lr_scheduler_type, plan.total_steps, warmup, training.min_lr_ratio, training.lr_power,
         training.lr_decay_ratio,
@@ -36,7 +35,7 @@ def limits_of(config: TrainConfig, plan: RunPlan, samples: int | None, world_siz
         stops.append(training.max_steps)
     if training.num_train_epochs is not None and samples is not None:
         together = plan.micro_batch * plan.accumulation * world_size
-        stops.append(math.ceil(training.num_train_epochs * samples / together))
+        stops.append(steps_of_epochs(training.num_train_epochs, samples, together))
     # A run that only the clock ends may make few of its steps: then the clock counts here too.
     named = (training.max_steps, training.num_train_epochs, training.max_tokens)
     cadence = partial(_cadence, total=total, seconds=training.max_time if named == (None, None, None) else None)

@@ -12,7 +12,7 @@ from llmt.config.run import TrainConfig
 from llmt.errors import MismatchError
 from llmt.system.memory import physical_cores
 from llmt.system.plan import PlanLine, RunPlan
-from llmt.training.fingerprint import CHANGES, SCHEDULE
+from llmt.training.fingerprint import ASKED, CHANGES, SCHEDULE, asked_passes
 from llmt.training.state import RunState
 
 MAY_DIFFER = {
@@ -53,15 +53,11 @@ def differences(directory: Path, config: TrainConfig) -> list[str]:
     return found
 
 
-def regroups(directory: Path, config: TrainConfig) -> bool:
-    """Whether a resume was told to take the sequences of a step in other passes than the run there.
-
-    Raises:
-        ConfigError: The run's own configuration cannot be read.
-    """
-    before, now = _saved_config(directory).training, config.training
-    tried = now.auto_micro_batch and not before.auto_micro_batch
-    return tried or before.per_device_train_batch_size != now.per_device_train_batch_size
+def regroups(state: RunState, config: TrainConfig) -> bool:
+    """Whether a resume was told to take the sequences of a step in other passes than the checkpoint's run."""
+    now = asked_passes(config)
+    before = (state.fingerprint or {}).get(ASKED, now)
+    return bool(before[0] != now[0] or (now[1] and not before[1]))
 
 
 def _saved_config(directory: Path) -> TrainConfig:
@@ -115,7 +111,11 @@ def check_same_run(state: RunState, fingerprint: dict[str, Any], *, data_change:
         before[key] = fingerprint[key]
         changes.append(state.step)
         notes.append(f"{what} changed since step {state.step}")
-    notes += [f"{key} {before[key]} -> {now}" for key, now in fingerprint.items() if before.get(key, now) != now]
+    notes += [
+        f"{key} {before[key]} -> {now}"
+        for key, now in fingerprint.items()
+        if key != ASKED and before.get(key, now) != now
+    ]
     if fingerprint["device"] != "cpu":
         notes.append(f"{fingerprint['device']} adds in no fixed order")
     if changes:

@@ -281,8 +281,9 @@ def test_a_base_that_is_gone(inside: Any, begun: tuple[Path, tuple[str, ...]]) -
     assert whole.code == 0, whole.err
     (where / "whole").rename(where / "parts")
     weights = (where / "parts" / "model.safetensors").read_bytes()
-    for left in ("checkpoint-6", "base"):
-        shutil.rmtree(where / ("parts" if left != "base" else "") / left)
+    damaged = where / "parts" / "checkpoint-6" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    shutil.rmtree(where / "base")
     resumed = inside("train", "parts", "--resume", cwd=where)
     assert resumed.code == 0, resumed.err
     assert "not bit for bit" not in resumed.err
@@ -304,3 +305,13 @@ def test_another_base_than_the_run_began_with(inside: Any, begun: tuple[Path, tu
     other = inside("train", "more", "--resume", "--base", "other", cwd=where)
     assert other.code == 5, other.err
     assert "rms_norm_eps" in other.err
+
+
+def test_a_trial_is_not_exact(inside: Any, begun: tuple[Path, tuple[str, ...]]) -> None:
+    """Where other passes may be found, strictness refuses before the trial."""
+    refused = inside(
+        "train", "runs/quickstart", "--resume", "--strict-resume", "--max-steps", "13", "--set",
+        "training.auto_micro_batch=true", cwd=begun[0],
+    )  # fmt: skip
+    assert refused.code == 5, refused.err
+    assert "auto_micro_batch" in refused.err

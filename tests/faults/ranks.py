@@ -117,15 +117,15 @@ def whole(lab: Lab) -> tuple[Path, str, float]:
     return place, digest, seconds
 
 
-def strike(lab: Lab, fault: Fault, source: Path, digest: str) -> Verdict:
-    """One fault, and going on after it."""
+def strike(lab: Lab, fault: Fault, source: Path, digest: str) -> Verdict | None:
+    """One fault, and going on after it; None where the run was over before."""
     place = lab.copy(source, f"ranks-{fault.number}")
     log, begun = lab.log(place), time.monotonic()
     process = start(place, log, *COMMAND)
     try:
         there = _wait_for(process, fault, begun)
         if not there:
-            return Verdict(fault.what, "" if process.wait(LIMIT) == 0 else f"exit code {process.returncode}")
+            return None if process.wait(LIMIT) == 0 else Verdict(fault.what, f"exit code {process.returncode}")
         rank = fault.rank if fault.rank in there else min(there)
         os.kill(there[rank], fault.signum)
         struck = time.monotonic()
@@ -187,12 +187,13 @@ def run(lab: Lab) -> list[Family]:
     source, digest, seconds = whole(lab)
     choose = random.Random(lab.seed)
     signals = [signal.SIGKILL] * lab.count(KILLS) + [signal.SIGSTOP] * lab.count(HANGS, 0)
-    faults = [
-        Fault(number, choose.randrange(PROCESSES), signum, choose.uniform(0.2, 0.95 * seconds))
-        for number, signum in enumerate(signals)
-    ]
+    found: list[Verdict] = []
     # One at a time: each is two processes, and the moments are those of a machine that has nothing else to do.
-    found = [strike(lab, fault, source, digest) for fault in faults]
+    while len(found) < len(signals):
+        number = len(found)
+        moment = choose.uniform(0.2, 0.95 * seconds)
+        verdict = strike(lab, Fault(number, choose.randrange(PROCESSES), signals[number], moment), source, digest)
+        found += [] if verdict is None else [verdict]
     found.append(
         Verdict(
             "gradients of two processes against one on the whole batch",

@@ -167,9 +167,13 @@ def strike(lab: Lab, fault: Fault, reference: Reference) -> Verdict | None:
         return None
     what = f"{case.name}: {fault.action} at call {fault.at} ({call.kind} {Path(call.path).name})"
     problem = _ending(fault, ended) if case.subject == LLMT else ""
+    if not problem and case.subject == LLMT and ended.code == 0 and case.digest(place) != reference.digest:
+        problem = "says that it is done, and what it left is something else"
     outcome = ""
     if not problem and case.run:
-        problem, outcome = _newest(place / case.run, reference, _published(done[: fault.at - 1], place / case.run))
+        copy = lab.copy(place, f"{place.name}-judged")  # going on has to cope with what was left as it was left
+        problem, outcome = _newest(copy / case.run, reference, _published(done[: fault.at - 1], place / case.run))
+        shutil.rmtree(copy)
     if not problem:
         problem = _go_on(lab, fault, reference, place)
     if not problem:
@@ -225,7 +229,7 @@ def _go_on(lab: Lab, fault: Fault, reference: Reference, place: Path) -> str:
         return "ends with other weights"
     if case.subject == LLMT:
         left = [p.name for p in (place / case.struck).rglob(".*") if p.name.startswith((".tmp-", ".del-", ".bad-"))]
-        if left and case.run.startswith(case.struck):
+        if left and not case.shared:
             return f"leaves {left[0]} behind"
     return ""
 

@@ -26,6 +26,7 @@ class Case:
         digest: The hash of what is there in the end.
         run: The folder of a run with checkpoints; empty where there are none.
         subject: Whose save it is.
+        shared: Other machines may write there: what a killed process leaves is removed a day later.
         sparse: What need not be tried everywhere is tried at every so many calls; of a peer's save everything.
     """
 
@@ -38,6 +39,7 @@ class Case:
     run: str = ""
     subject: str = LLMT
     sparse: int = 1
+    shared: bool = False
 
 
 def train(arguments: tuple[str, ...]) -> Callable[[], object]:
@@ -117,7 +119,8 @@ CASES = (
     Case("tokenizer", earlier_tokenizer, "out", lambda: command(TOKENIZER), lambda: command(TOKENIZER),
          lambda p: sha256(p / "out" / "tokenizer" / "tokenizer.json"), sparse=4),
     Case("cache", lambda lab, place: None, "cache", train((*BPE, "--max-steps", "2")),
-         train_again((*BPE, "--max-steps", "2")), lambda p: finished(p / RUN_DIRECTORY), RUN_DIRECTORY, sparse=4),
+         train_again((*BPE, "--max-steps", "2")), lambda p: finished(p / RUN_DIRECTORY), RUN_DIRECTORY, sparse=4,
+         shared=True),
     Case("HF Trainer", peers.prepare_hf, "run", peers.train_hf, peers.train_hf, peers.digest_hf, "", "HF Trainer",
          sparse=2),
     Case("torch.save", lambda lab, place: (place / "run").mkdir(), "run", peers.train_plain, peers.train_plain,

@@ -103,7 +103,7 @@ def examine(lab: Lab, source: Path, what: Poison) -> Verdict:
     why = ""
     if ended.code != DIVERGED:
         why = f"exit code {ended.code}: {ended.last_line}"
-    last = what.step if what.way in ("loss", "gradient") else _next_save(what.step)
+    last = _next_save(what.step) if what.way == "moment" else what.step
     steps = [int(number) for number in re.findall(r"step (\d+)", _error(ended.log))]
     if not why and not (steps and what.step <= steps[0] <= last):
         why = f"not found in its step: {_error(ended.log)}"

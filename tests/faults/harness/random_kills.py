@@ -122,7 +122,9 @@ def kill_often(lab: Lab, job: Job) -> list[Verdict]:
         early = choose.random() < EARLY
         delay = choose.uniform(0.0, START if early else job.seconds * (1 - before / job.total))
         ended = killed_after(place, log, work, delay, stepped=not early)
-        step, why = _newest(run, before)
+        copy = lab.copy(place, f"{place.name}-judged")  # the next run has to cope with what was left as it was left
+        step, why = _newest(copy / cases.RUN_DIRECTORY, before)
+        shutil.rmtree(copy)
         if not ended.killed and not ended.code and not why:  # it was done before
             if verdicts and finished(run) != job.digest:
                 verdicts[-1] = _broken(verdicts[-1], "ends with other weights")

@@ -13,6 +13,8 @@ from llmt.checkpoints.store import CheckpointStore
 from llmt.errors import DivergedError, MismatchError, StorageError, UsageError
 from llmt.training.build import Going, build_trainer, prepare
 from llmt.training.divergence import FEWEST, PATIENCE, watch_loss
+from llmt.training.finish import finish
+from llmt.training.replay import replay
 from llmt.training.resume import check_same_config
 from llmt.training.state import RunState
 
@@ -43,6 +45,7 @@ def test_other_passes_of_the_same_step(lab: Any) -> None:
     assert run.reports[-1].loss == pytest.approx(whole.reports[-1].loss, rel=1e-5)
     again = resumed(lab, smaller)
     assert again.plan.micro_batch == 2
+    assert again.plan.estimated_bytes < whole.prepared.plan.estimated_bytes
     assert not again.notes
     other = lab.config(**SAVING, training__per_device_train_batch_size=2)
     with pytest.raises(MismatchError, match=r"gradient_accumulation_steps: 4 -> 1"):
@@ -57,6 +60,70 @@ def test_a_trial_that_is_new_to_the_run(lab: Any) -> None:
         "training": config.training.model_copy(update={"auto_micro_batch": True})}), resume=True)  # fmt: skip
     assert run.trainer.limits.micro_batch == 8
     assert run.trainer.notes == ("micro_batch 4 -> 8",)
+
+
+def test_passes_that_were_asked_for_are_not_forgotten(lab: Any) -> None:
+    """A process that dies before its first checkpoint leaves the run with what it was told last."""
+    lab.run(lab.config(**SAVING, training__per_device_train_batch_size=8), stop_after=2)
+    smaller = lab.config(**SAVING, training__per_device_train_batch_size=2, training__gradient_accumulation_steps=4)
+    for _ in range(2):
+        run = lab.build(smaller, resume=True)
+        assert run.trainer.limits.micro_batch == 2
+        assert run.trainer.notes == ("micro_batch 8 -> 2",)
+
+
+def test_a_run_whose_passes_were_tried_is_replayed(lab: Any) -> None:
+    """A replay computes as the run did, without a trial of its own."""
+    config = lab.config(
+        **SAVING, training__gradient_accumulation_steps=2, training__auto_micro_batch=True, training__eval_strategy="no"
+    )
+    lab.run(config)
+    prepared = resumed(lab, config)
+    found = replay(prepared, lambda apart: build_trainer(apart, base=None)[0], lambda step, last: None)
+    assert (found.first, found.last) == (2, 4)
+
+
+def test_a_run_without_its_configuration(lab: Any) -> None:
+    """Its checkpoints are enough."""
+    config = lab.config(**SAVING)
+    whole = lab.run(config, "whole")
+    lab.run(config, stop_after=2)
+    (lab.root / "run" / "config.yaml").unlink()
+    assert lab.run(config, resume=True).weights == whole.weights
+
+
+def test_a_constant_rate_stays_where_it_is(lab: Any) -> None:
+    """More steps do not make a run that has warmed up warm up again."""
+    settings = {"training__lr_scheduler_type": "constant", "training__warmup_steps": None, "training__save_steps": 4}
+    lab.run(lab.config(**settings, training__max_steps=8))
+    run = lab.run(lab.config(**settings, training__max_steps=100), resume=True, stop_after=9)
+    assert run.reports[-1].learning_rate == pytest.approx(0.01)
+    assert not run.trainer.notes
+
+
+def test_losses_on_other_texts_do_not_count(lab: Any) -> None:
+    """After the text changed, the best is one that was measured on the new one."""
+    config = lab.config(training__max_steps=6, training__eval_steps=2, training__save_steps=2)
+    lab.run(config)
+    lab.text.write_text("".join(f"{n} {'zyxw vuts rqpo'[n % 7 :]} {n * n * n}?\n" for n in range(200)))
+    prepared = resumed(lab, config.model_copy(update={
+        "training": config.training.model_copy(update={"max_steps": 12})}), data_change=True)  # fmt: skip
+    loop, keeper = build_trainer(prepared, base=None)
+    assert loop.state.best_loss is None
+    assert not loop.state.losses
+    reports = list(loop.run())
+    assert any(report.is_best for report in reports)
+    assert loop.state.best_step > 6
+    assert finish(loop, keeper, prepared, None).step == loop.state.best_step
+
+
+def test_a_run_that_stops_validating_publishes_its_end(lab: Any) -> None:
+    """What was the best while it still validated is not what it came to; that is said."""
+    lab.run(lab.config(training__max_steps=4, training__eval_steps=2))
+    run = lab.run(lab.config(training__max_steps=8, training__eval_strategy="no"), resume=True)
+    finished = finish(run.trainer, run.keeper, run.prepared, None)
+    assert finished.step == 8
+    assert "does not validate any more" in finished.warning
 
 
 @pytest.mark.slow

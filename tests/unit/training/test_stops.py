@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llmt.training.limits import total_steps
+from llmt.training.limits import steps_of_epochs, total_steps
 
 
 @pytest.mark.parametrize("settings", [
@@ -44,6 +44,24 @@ def test_epochs(lab: Any, epochs: float, accumulation: int, stop_after: int | No
     assert run.trainer.state.step == math.ceil(epochs * blocks / (4 * accumulation))
     if run.reports:
         assert run.reports[-1].epoch == pytest.approx(run.trainer.state.step * 4 * accumulation / blocks)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "samples", "together", "steps"),
+    [(1.1, 100, 11, 10), (2.2, 50, 11, 10), (0.1, 30, 3, 1), (1.0, 10, 4, 3)],
+)
+def test_passes_that_are_no_binary_fractions(epochs: float, samples: int, together: int, steps: int) -> None:
+    """What rounding adds to a product is not a step more."""
+    assert steps_of_epochs(epochs, samples, together) == steps
+    found = total_steps(
+        samples_per_step=together,
+        samples=samples,
+        max_steps=None,
+        epochs=epochs,
+        max_tokens=None,
+        tokens_per_sample=1.0,
+    )
+    assert found == steps
 
 
 def test_one_pass_where_nothing_is_asked(lab: Any) -> None:
