@@ -32,6 +32,9 @@ BUCKET_BYTES = 25 << 20
 BEATS = 4
 """Signs of life within the timeout, while the first process works alone."""
 
+SHORTEST = 10.0
+"""Seconds that processes have to find each other, where the timeout allows as much: they do not start at one moment."""
+
 _BUSY = -1
 
 
@@ -145,6 +148,8 @@ class AcceleratedRuntime(Runtime):
                     f"the environment speaks of {processes} processes, and accelerate found {self.world_size}",
                     f"llmt train --num-processes {processes}",
                 )
+            if self.world_size > 1:
+                distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout))
             if self.world_size > 1 and backend != "gloo":
                 self._small = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
@@ -381,13 +386,14 @@ def open_runtime(config: "TrainConfig", device: str, backend: str, environ: Mapp
 def _accelerator(device: str, backend: str | None, timeout: float) -> Any:
     """An `Accelerator` that changes nothing of the computation: neither precision nor compilation nor threads.
 
-    A backend of None is for a process by itself.
+    A backend of None is for a process by itself. Finding each other takes several waits, each with a timeout.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     threads, hook = torch.get_num_threads(), sys.excepthook
-    group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout))
+    finding = min(timeout, max(timeout / 2, SHORTEST))
+    group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=finding))
     handlers = [group] if backend is not None else []  # with a backend it would look for a group
     try:
         with warnings.catch_warnings():
