@@ -1,0 +1,175 @@
+"""Tokens a second, peak memory and MFU of training: llmt beside its peers, in fresh processes that take turns.
+
+    python -m tests.bench.train --peers hf_trainer,hf_trainer_bf16,litgpt,nanogpt [--quick] [--json]
+
+Peers that are not installed are left out by name; `--litgpt` and `--nanogpt` say where their code is. A step during
+which other processes took more than 15 % of the cores does not count. MFU is against the products of the same step
+alone, in bf16, measured in the same run. The last line is JSON.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.bench.work import WORKS, Work
+
+ROOT = Path(__file__).parents[2]
+OURS = "llmt"
+PEERS = ("hf_trainer", "hf_trainer_bf16", "hf_loop", "litgpt", "nanogpt")
+QUIET = 0.15
+"""Share of the cores that others may take during a step that counts."""
+
+WARM = 3
+"""First steps that do not count: they compile and allocate."""
+
+TIMEOUT = 900
+"""Seconds for one contender."""
+
+NEEDS = {"hf": "transformers", "litgpt": "litgpt", "nanogpt": "model"}
+"""What a peer imports."""
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Compares the training speed and memory of llmt with its peers.")
+    parser.add_argument("--work", choices=WORKS, default="20m", help="shape of the model")
+    parser.add_argument("--batch-size", type=int, default=None, help="sequences of a step")
+    parser.add_argument("--length", type=int, default=None, help="tokens of a sequence")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
+    parser.add_argument("--ours", default=OURS, help="ways of llmt, with commas: llmt, llmt_eager, llmt_fp32")
+    parser.add_argument("--peers", default=",".join(PEERS), help="with commas; empty for none")
+    parser.add_argument("--litgpt", default="", help="folder that holds the package litgpt and what it needs")
+    parser.add_argument("--nanogpt", default="", help="checkout of nanoGPT")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each takes its turn")
+    parser.add_argument("--steps", type=int, default=15, help="of each turn")
+    parser.add_argument("--quick", action="store_true", help="one round of few steps")
+    parser.add_argument("--json", action="store_true", help="print the line of JSON alone")
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.rounds, asked.steps = 1, min(asked.steps, WARM + 5)
+    return asked
+
+
+def place_of(name: str, asked: argparse.Namespace) -> str | None:
+    """Where the code of a contender is: empty where it is installed, None where it is not."""
+    peer = next((peer for peer in NEEDS if name.startswith(peer)), "")
+    if not peer:
+        return ""
+    path = {"litgpt": asked.litgpt, "nanogpt": asked.nanogpt}.get(peer, "")
+    if path:
+        module = Path(path, NEEDS[peer])
+        return path if module.is_dir() or module.with_suffix(".py").is_file() else None
+    return "" if peer != "nanogpt" and importlib.util.find_spec(NEEDS[peer]) else None
+
+
+def run(name: str, work: Work, folder: Path, steps: int, path: str = "") -> dict[str, Any] | None:
+    """One turn of a contender; None where it failed."""
+    command = [sys.executable, "-m", "tests.bench.contenders", name, json.dumps(work.values()), str(folder),
+               str(steps), path]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    if done.returncode:
+        print(f"{name}: {done.stderr.strip().splitlines()[-1][:300]}", file=sys.stderr)
+        return None
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def rate(turn: dict[str, Any], work: Work) -> float:
+    """Tokens a second of the median quiet step; of all that count where none is quiet."""
+    counted = turn["steps"][WARM:]
+    quiet = [seconds for seconds, others in counted if others <= QUIET]
+    return work.tokens / statistics.median(quiet or [seconds for seconds, _ in counted])
+
+
+def row(name: str, turns: list[dict[str, Any]], ours: list[dict[str, Any]], work: Work, peak: float) -> dict[str, Any]:
+    """The numbers of one contender, and ours over them, turn by turn."""
+    rates = [rate(turn, work) for turn in turns]
+    counted = [step for turn in turns for step in turn["steps"][WARM:]]
+    middle = statistics.median(rates)
+    memory = statistics.median(turn["peak_memory_bytes"] for turn in turns)
+    pairs = zip(ours, turns, strict=True)
+    told = {key: turns[0][key] for key in ("parameters", "precision", "compile", "threads") if key in turns[0]}
+    return {
+        "name": name, "tokens_per_second": round(middle, 1), "of_each_turn": [round(r, 1) for r in rates],
+        "best_step": round(work.tokens / min(seconds for seconds, _ in counted), 1),
+        "quiet_steps": sum(others <= QUIET for _, others in counted), "steps": len(counted),
+        "first_step_seconds": round(turns[0]["steps"][0][0], 2), "peak_memory_bytes": int(memory),
+        "mfu": round(middle * work.flops_per_token / peak, 4),
+        "ratio": round(statistics.median(rate(one, work) / rate(other, work) for one, other in pairs), 3),
+        "memory_ratio": round(statistics.median(t["peak_memory_bytes"] for t in ours) / memory, 3), **told,
+    }  # fmt: skip
+
+
+def compare(asked: argparse.Namespace) -> dict[str, Any]:
+    """All turns; the rows of the table."""
+    work = WORKS[asked.work].with_batch(asked.batch_size, asked.length, asked.device)
+    names = [name for name in f"{asked.ours},{asked.peers}".split(",") if name]
+    places = {name: place_of(name, asked) for name in names}
+    absent = [name for name, place in places.items() if place is None]
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names if places[name] is not None}
+    peak: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="llmt-bench-") as folder:
+        made = run("data", work, Path(folder), asked.steps)
+        if made is None:
+            sys.exit("the data could not be made")
+        work = replace_vocabulary(work, made["vocab_size"])
+        for _ in range(asked.rounds):
+            measured = run("product", work, Path(folder), 5)
+            peak += [measured["flops_per_second"]["bf16"]] if measured else []
+            for name in list(turns):
+                turn = run(name, work, Path(folder), asked.steps, places[name] or "")
+                if turn is None:
+                    absent.append(name)
+                    del turns[name]
+                else:
+                    turns[name].append(turn)
+    ceiling = max(peak)
+    rows = [row(name, found, turns[asked.ours.split(",")[0]], work, ceiling) for name, found in turns.items()]
+    return {"bench": "train", "work": work.values(), "parameters": work.parameters, "product_flops": round(ceiling),
+            "rows": rows, "left_out": absent}  # fmt: skip
+
+
+def replace_vocabulary(work: Work, vocab_size: int) -> Work:
+    """The work with the vocabulary that the text could fill."""
+    from dataclasses import replace
+
+    return replace(work, vocab_size=vocab_size)
+
+
+def table(found: dict[str, Any]) -> str:
+    """The rows for a reader."""
+    lines = [f"{'':24}{'tokens/s':>10}{'best':>8}{'MFU':>7}{'memory':>9}{'first':>8}{'ours / it':>11}{'memory':>8}"]
+    for one in found["rows"]:
+        lines.append(
+            f"{one['name']:24}{one['tokens_per_second']:>10.0f}{one['best_step']:>8.0f}{one['mfu']:>7.0%}"
+            f"{one['peak_memory_bytes'] / 1e6:>6.0f} MB{one['first_step_seconds']:>6.1f} s{one['ratio']:>10.2f}x"
+            f"{one['memory_ratio']:>7.2f}x"
+        )
+    lines += [f"left out: {', '.join(found['left_out'])}"] if found["left_out"] else []
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Compare, and print."""
+    asked = arguments()
+    found = compare(asked)
+    if not asked.json:
+        print(table(found))
+    ours, *peers = found["rows"]
+    last = {name: ours[name] for name in ("tokens_per_second", "peak_memory_bytes", "mfu")}
+    ratio = {one["name"]: one["ratio"] for one in peers}
+    print(json.dumps({**found, **last, "ratio": ratio}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
