@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,12 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
         made = run("data", work, Path(folder), asked.steps)
         if made is None:
             sys.exit("the data could not be made")
-        work = replace_vocabulary(work, made["vocab_size"])
+        work = replace(work, vocab_size=made["vocab_size"])  # as many as the text could fill
         for _ in range(asked.rounds):
             measured = run("product", work, Path(folder), 5)
-            peak += [measured["flops_per_second"]["bf16"]] if measured else []
+            if measured is None:
+                sys.exit("the products could not be measured")
+            peak.append(measured["flops_per_second"]["bf16"])
             for name in list(turns):
                 turn = run(name, work, Path(folder), asked.steps, places[name] or "")
                 if turn is None:
@@ -137,13 +140,6 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
     rows = [row(name, found, turns[asked.ours.split(",")[0]], work, ceiling) for name, found in turns.items()]
     return {"bench": "train", "work": work.values(), "parameters": work.parameters, "product_flops": round(ceiling),
             "rows": rows, "left_out": absent}  # fmt: skip
-
-
-def replace_vocabulary(work: Work, vocab_size: int) -> Work:
-    """The work with the vocabulary that the text could fill."""
-    from dataclasses import replace
-
-    return replace(work, vocab_size=vocab_size)
 
 
 def table(found: dict[str, Any]) -> str:
