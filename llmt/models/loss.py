@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmt.models.chunked_loss import summed_nats
+
 IGNORED = -100
 """Label of a position that is not predicted."""
 
@@ -28,7 +30,7 @@ class TokenLoss:
 
 
 def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> TokenLoss:
-    """Cross-entropy of the next token, summed over a batch.
+    """Cross-entropy of the next token, summed over a batch; the logits of a batch never exist whole.
 
     The labels are shifted already: `labels[b, t]` is the token after `input_ids[b, t]`.
 
@@ -37,9 +39,13 @@ def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> TokenLo
         output_weight: `(V, D)` output head.
         labels: `(B, T)` token ids; `IGNORED` where nothing is predicted.
     """
-    tokens = int((labels != IGNORED).sum())
-    logits = F.linear(hidden.flatten(0, 1), output_weight)
-    return TokenLoss(logits_loss(logits, labels.flatten()), tokens)
+    rows, wanted = hidden.flatten(0, 1), labels.flatten()
+    counted = wanted != IGNORED
+    tokens = int(counted.sum())
+    if tokens < len(wanted):  # what is not predicted needs no logits
+        places = counted.nonzero().squeeze(1)
+        rows, wanted = rows[places], wanted[places]
+    return TokenLoss(summed_nats(rows, output_weight, wanted), tokens)
 
 
 def logits_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from llmt.config.run import TrainConfig
 from llmt.errors import DeviceError, OutOfMemoryError
+from llmt.system.allocator import can_reuse_memory
 from llmt.system.estimate import Workload, checkpoint_bytes, training_bytes
 from llmt.system.machine import FAST_BF16, DeviceInfo, Machine, Speed, require_device
 from llmt.units import format_duration, format_size
@@ -55,6 +56,7 @@ class RunPlan:
         accumulation: Passes summed into one step.
         num_workers: Background threads that read ahead.
         pin_memory: Batches are page-locked.
+        reuse_memory: What a step frees is kept for the next one.
         compile: The blocks are compiled.
         distributed_backend: How processes would talk.
         total_steps: Steps until the learning rate reaches its floor.
@@ -69,6 +71,7 @@ class RunPlan:
     accumulation: int
     num_workers: int
     pin_memory: bool
+    reuse_memory: bool
     compile: bool
     distributed_backend: str
     total_steps: int
@@ -169,6 +172,7 @@ def plan_run(
     batch, accumulation, needed = _fit(config, device, machine, work, precision.value)
     workers = _workers(config, device)
     pinned = _pinned(config, device)
+    reused = _reused(device)
     compiled = _compile(config, machine, device, work, speed, precision.value, total_steps * accumulation.value)
     backend = choose_backend(config, device, machine.world_size)
     lines = (
@@ -179,6 +183,7 @@ def plan_run(
         accumulation,
         workers,
         pinned,
+        reused,
         compiled,
         backend,
         memory_line(needed),
@@ -192,6 +197,7 @@ def plan_run(
         accumulation=accumulation.value,
         num_workers=workers.value,
         pin_memory=pinned.value,
+        reuse_memory=reused.value,
         compile=compiled.value,
         distributed_backend=backend.value,
         total_steps=total_steps,
@@ -263,6 +269,14 @@ def _pinned(config: TrainConfig, device: DeviceInfo) -> PlanLine:
     if device.kind == "cuda":
         return PlanLine("pin_memory", True, "copies to the GPU need not wait")
     return PlanLine("pin_memory", False, f"nothing is copied to another memory on {device.kind}")
+
+
+def _reused(device: DeviceInfo) -> PlanLine:
+    if device.kind != "cpu":
+        return PlanLine("reuse_memory", False, f"torch keeps the memory of {device.kind} by itself")
+    if not can_reuse_memory():
+        return PlanLine("reuse_memory", False, "the C library is not glibc")
+    return PlanLine("reuse_memory", True, "glibc would give back what a step frees, to have it zeroed for the next")
 
 
 def choose_backend(config: TrainConfig, device: DeviceInfo, world_size: int | None = None) -> PlanLine:

@@ -29,6 +29,7 @@ from llmt.models.llama import context_of, foreign_shape, is_llama, parse_llama_c
 from llmt.models.load import read_config
 from llmt.models.lora import LoraModel
 from llmt.models.transformer import TransformerLM
+from llmt.system.allocator import reuse_memory
 from llmt.system.estimate import Workload, checkpoint_bytes
 from llmt.system.machine import inspect_machine, measure_speed, try_compile
 from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, memory_line, needed_bytes, plan_run
@@ -309,6 +310,8 @@ def build_trainer(
     config, corpus, data = prepared.config, prepared.corpus, prepared.corpus.data
     runtime = runtime or Runtime()
     torch.set_num_threads(prepared.plan.threads)
+    if prepared.plan.reuse_memory:
+        reuse_memory()
     if own is None:
         model, exact = make_model(config, prepared.plan, corpus.tokenizer, prepared.origin)
     else:

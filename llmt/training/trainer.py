@@ -23,6 +23,7 @@ from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.llama import foreign_shape, is_llama, parse_llama_config
 from llmt.models.transformer import Block
 from llmt.system.estimate import Workload
+from llmt.system.allocator import can_reuse_memory, return_memory
 from llmt.system.machine import inspect_machine, use_portable_numerics
 from llmt.system.plan import PlanLine, choose_backend, choose_device, choose_threads
 from llmt.tokenizers.huggingface import as_tokenizer
@@ -345,3 +346,5 @@ def _process(config: TrainConfig) -> Iterator[Runtime]:
     finally:
         runtime.close()
         torch.set_num_threads(before)
+        if can_reuse_memory():
+            return_memory()

@@ -292,8 +292,8 @@ def test_every_decision_has_a_reason() -> None:
     values = json.loads(json.dumps(made.values()))
     lines = {line.name: line for line in made.lines}
     assert list(lines) == [
-        "device", "precision", "threads", "micro_batch", "accumulation", "num_workers", "pin_memory", "compile",
-        "distributed_backend", "memory", "steps",
+        "device", "precision", "threads", "micro_batch", "accumulation", "num_workers", "pin_memory", "reuse_memory",
+        "compile", "distributed_backend", "memory", "steps",
     ]  # fmt: skip
     assert all(line.reason for line in made.lines)
     assert all(values[name] == line.value for name, line in lines.items() if name not in ("memory", "steps"))

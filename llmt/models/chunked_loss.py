@@ -1,0 +1,92 @@
+"""hidden states and labels -> loss and its gradients, a few rows of logits at a time.
+
+The logits of a batch, `(N, V)`, are the largest thing that a model with few layers makes. What they are for, the loss
+and the gradients of the hidden states and of the output head, is known as soon as a few rows of them are. So the
+gradients are made together with the loss, and only one piece of the logits exists at once.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PIECE = 1 << 23
+"""Logits at a time, so that more tokens in a vocabulary take no more memory."""
+
+FEWEST_ROWS = 256
+"""Rows of a piece at least: with fewer, adding up the head's gradient would take longer than its products."""
+
+CACHED_ROWS = 16
+"""Rows whose softmax is taken at once on a CPU: in fp32 they stay in its cache."""
+
+
+def summed_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the negative log-likelihoods of the labels, at least in fp32; its gradients are those of the plain loss.
+
+    Args:
+        hidden: `(N, D)`.
+        output_weight: `(V, D)`.
+        labels: `(N,)`, each below V.
+
+    Returns:
+        A scalar. It can be differentiated once.
+    """
+    if torch.is_grad_enabled() and (hidden.requires_grad or output_weight.requires_grad):
+        found: Tensor = _SummedNats.apply(hidden, output_weight, labels)
+        return found
+    return _walk(hidden, output_weight, labels, None, None)
+
+
+def _walk(
+    hidden: Tensor, weight: Tensor, labels: Tensor, by_hidden: Tensor | None, by_weight: Tensor | None
+) -> Tensor:
+    """The sum; the gradients go into `by_hidden` and `by_weight` where these are given."""
+    nats = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
+    size = max(PIECE // len(weight), FEWEST_ROWS)
+    for start in range(0, len(hidden), size):
+        rows, wanted = hidden[start : start + size], labels[start : start + size, None]
+        logits = rows @ weight.T
+        nats += _to_slopes(logits, wanted)
+        if by_hidden is not None:
+            torch.mm(logits, weight, out=by_hidden[start : start + size])
+        if by_weight is not None:
+            by_weight += logits.T @ rows
+    return nats
+
+
+def _to_slopes(logits: Tensor, wanted: Tensor) -> Tensor:
+    """The negative log-likelihood of a piece; its logits become its slopes, the softmax less 1 at the label."""
+    nats = torch.zeros((), dtype=_wide(logits), device=logits.device)
+    size = CACHED_ROWS if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), size):
+        places = wanted[start : start + size]
+        likelihoods = logits[start : start + size].log_softmax(1, dtype=_wide(logits))
+        nats -= likelihoods.gather(1, places).sum()
+        slopes = likelihoods.exp_().scatter_add_(1, places, torch.full_like(places, -1.0, dtype=likelihoods.dtype))
+        logits[start : start + size] = slopes
+    return nats
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+class _SummedNats(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        by_weight = torch.zeros_like(weight, dtype=_wide(weight)) if ctx.needs_input_grad[1] else None
+        nats = _walk(hidden, weight, labels, by_hidden, by_weight)
+        ctx.save_for_backward(by_hidden, by_weight)
+        ctx.dtype = weight.dtype
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        by_hidden, by_weight = ctx.saved_tensors
+        # In place: the head's gradient in fp32 is large, and nobody needs it again.
+        return (
+            None if by_hidden is None else by_hidden.mul_(slope),
+            None if by_weight is None else by_weight.mul_(slope).to(ctx.dtype),
+            None,
+        )

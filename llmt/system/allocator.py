@@ -1,0 +1,35 @@
+"""What a step frees -> the next step.
+
+glibc gives large blocks back to the system as soon as they are freed, and the system fills them with zeros, page by
+page, when they are asked for again. A training step on a CPU frees and asks for the same gigabyte each time: about a
+fifth of its time went there.
+"""
+
+import ctypes
+import platform
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Numbers of settings in glibc's malloc.h."""
+
+USUAL = {M_TRIM_THRESHOLD: 128 * 1024, M_MMAP_MAX: 65536}
+"""What glibc begins with."""
+
+
+def can_reuse_memory() -> bool:
+    """This process allocates through glibc, which can be told."""
+    return platform.libc_ver()[0] == "glibc" and hasattr(ctypes.CDLL(None), "mallopt")
+
+
+def reuse_memory() -> None:
+    """Keep what this process frees for what it asks for next. Only where `can_reuse_memory` says so."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # as a size this is the largest
+
+
+def return_memory() -> None:
+    """Let glibc give back what is freed, from now on, and what it has kept."""
+    libc = ctypes.CDLL(None)
+    for setting, value in USUAL.items():
+        libc.mallopt(setting, value)
+    libc.malloc_trim(0)
