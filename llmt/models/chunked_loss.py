@@ -37,9 +37,7 @@ def summed_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor
     return _walk(hidden, output_weight, labels, None, None)
 
 
-def _walk(
-    hidden: Tensor, weight: Tensor, labels: Tensor, by_hidden: Tensor | None, by_weight: Tensor | None
-) -> Tensor:
+def _walk(hidden: Tensor, weight: Tensor, labels: Tensor, by_hidden: Tensor | None, by_weight: Tensor | None) -> Tensor:
     """The sum; the gradients go into `by_hidden` and `by_weight` where these are given."""
     nats = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
     size = max(PIECE // len(weight), FEWEST_ROWS)
@@ -82,7 +80,7 @@ class _SummedNats(torch.autograd.Function):
         return nats
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         by_hidden, by_weight = ctx.saved_tensors
         # In place: the head's gradient in fp32 is large, and nobody needs it again.
         return (

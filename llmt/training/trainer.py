@@ -22,8 +22,8 @@ from llmt.models.base import BaseLanguageModel
 from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.llama import foreign_shape, is_llama, parse_llama_config
 from llmt.models.transformer import Block
-from llmt.system.estimate import Workload
 from llmt.system.allocator import can_reuse_memory, return_memory
+from llmt.system.estimate import Workload
 from llmt.system.machine import inspect_machine, use_portable_numerics
 from llmt.system.plan import PlanLine, choose_backend, choose_device, choose_threads
 from llmt.tokenizers.huggingface import as_tokenizer
