@@ -12,7 +12,7 @@ endif
 READY := $(VENV)/.installed
 RUN := runs/quickstart
 
-.PHONY: demo test test-all faults-quick faults lint bench docs clean
+.PHONY: demo test test-all faults-quick faults lint bench bench-all docs clean
 
 demo: $(READY)
 	@echo "== Training the first model: a few minutes on two cores"
@@ -40,7 +40,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check llmt tests docs
 	$(BIN)/mypy
 
+# LITGPT=PATH and NANOGPT=PATH say where those peers are.
 bench: $(READY)
+	$(BIN)/python -m tests.bench $(if $(LITGPT),--litgpt $(LITGPT)) $(if $(NANOGPT),--nanogpt $(NANOGPT))
+
+# Data, tokenizers and files, each beside its peer.
+bench-all: bench
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench" >&2; $(BIN)/python $$bench || exit 1; done
 
 docs: $(READY)

@@ -48,6 +48,10 @@ class TrainingConfig(Section):
     muon_momentum: Number = Field(0.95, ge=0, lt=1)
     """Momentum of Muon."""
 
+    muon_ns_steps: Count = Field(5, ge=1, le=10)
+    """Iterations by which Muon orthogonalises an update: fewer cost less, and 3 learnt as much for each step of small
+    models to within a hundredth of a bit."""
+
     sgd_momentum: Number = Field(0.9, ge=0, lt=1)
     """Momentum of SGD."""
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmt.models.dropout import dropout as drop
+
 ROWS = 128
 """Query rows of one block on the CPU: the keys after a block's last row are never multiplied."""
 
@@ -71,6 +73,6 @@ def blocked_attention(
         else:
             hidden = ~visible[:, :, start:end, :end]
         weights = scores.float().masked_fill(hidden, float("-inf")).softmax(-1).to(query.dtype)
-        weights = F.dropout(weights, dropout) if dropout else weights
+        weights = drop(weights, dropout) if dropout else weights
         mixed.append(weights @ value[:, :, :end])  # (B, H, rows, E)
     return torch.cat(mixed, dim=2)

@@ -18,6 +18,7 @@ from llmt.errors import UsageError
 from llmt.models.attention import causal_attention, document_visibility
 from llmt.models.base import BaseLanguageModel
 from llmt.models.cache import KeyValueCache
+from llmt.models.dropout import dropout
 from llmt.models.llama import llama_config
 
 TIED_SELF_LOGIT = 5.0
@@ -121,7 +122,7 @@ class Block(nn.Module):
         return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout) if self.dropout and self.training else x
 
 
 class Decoder(nn.Module):

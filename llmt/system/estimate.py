@@ -57,7 +57,7 @@ def training_bytes(
 ) -> int:
     """Peak bytes of training: weights, gradients, two moments, activations and logits.
 
-    The factors of the last two were fitted to measured peaks; `tests/bench/bench_memory.py` prints them again.
+    The factors of the last two were fitted to measured peaks; `tests/bench/memory.py` prints them again.
 
     Args:
         work: Size of one pass.

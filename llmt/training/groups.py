@@ -116,6 +116,7 @@ def _muon(weights: Sequence[Weight], config: TrainingConfig) -> torch.optim.Opti
         [w.master for w in weights],
         lr=config.muon_learning_rate,
         momentum=config.muon_momentum,
+        ns_steps=config.muon_ns_steps,
         weight_decay=config.weight_decay,
         adjust_lr_fn="match_rms_adamw",  # updates as large as AdamW's, whatever the matrix's shape
     )

@@ -61,7 +61,7 @@ def _config(task: Task, **training: Any) -> Any:
     })  # fmt: skip
 
 
-def _prepared(task: Task, **training: Any) -> Any:
+def prepared_run(task: Task, **training: Any) -> Any:
     from llmt.training.build import prepare
 
     run = task.folder / "run"
@@ -72,7 +72,7 @@ def data(task: Task, tick: Tick) -> dict[str, Any]:
     """Train the tokenizer, encode the text, and write down the sequences of the first steps as llmt reads them."""
     import numpy as np
 
-    corpus = _prepared(task).corpus
+    corpus = prepared_run(task).corpus
     loader = corpus.data.loader(task.work.batch_size, 42, 0, False)
     rows = [np.concatenate([b.input_ids.numpy(), b.labels.numpy()[:, -1:]], axis=1)
             for b in islice(loader.batches(), task.steps)]  # fmt: skip
@@ -84,7 +84,7 @@ def llmt(task: Task, tick: Tick, **training: Any) -> dict[str, Any]:
     """`llmt train`: its plan, its loop, its checks and its log."""
     from llmt.training.build import build_trainer
 
-    prepared = _prepared(task, **training)
+    prepared = prepared_run(task, **training)
     loop, keeper = build_trainer(prepared, base=None)
     loss = 0.0
     for report in islice(loop.run(), task.steps):
@@ -109,6 +109,11 @@ def llmt_fp32(task: Task, tick: Tick) -> dict[str, Any]:
 def llmt_adamw(task: Task, tick: Tick) -> dict[str, Any]:
     """The same with the optimizer of the peers."""
     return llmt(task, tick, optimizer="adamw")
+
+
+def llmt_adamw_eager(task: Task, tick: Tick) -> dict[str, Any]:
+    """The same with the optimizer of the peers, where there is no compiler."""
+    return llmt(task, tick, optimizer="adamw", compile="never")
 
 
 def _llama(work: Work) -> Any:
@@ -266,8 +271,8 @@ def products(work: Work) -> list[tuple[int, int, int, int]]:
 CONTENDERS: dict[str, Callable[[Task, Tick], dict[str, Any]]] = {
     one.__name__: one
     for one in (
-        data, product, llmt, llmt_eager, llmt_fp32, llmt_adamw, hf_trainer, hf_trainer_bf16, hf_trainer_bf16_compile,
-        hf_loop, nanogpt, nanogpt_eager, litgpt, litgpt_fp32,
+        data, product, llmt, llmt_eager, llmt_fp32, llmt_adamw, llmt_adamw_eager, hf_trainer, hf_trainer_bf16,
+        hf_trainer_bf16_compile, hf_loop, nanogpt, nanogpt_eager, litgpt, litgpt_fp32,
     )
 }  # fmt: skip
 

@@ -22,7 +22,9 @@ from typing import Any
 from tests.bench.work import WORKS, Work
 
 ROOT = Path(__file__).parents[2]
-OURS = "llmt"
+OURS = "llmt_adamw,llmt"
+"""The first is set beside each peer: it has the optimizer that all peers have."""
+
 PEERS = ("hf_trainer", "hf_trainer_bf16", "hf_loop", "litgpt", "nanogpt")
 QUIET = 0.15
 """Share of the cores that others may take during a step that counts."""
@@ -44,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=None, help="sequences of a step")
     parser.add_argument("--length", type=int, default=None, help="tokens of a sequence")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
-    parser.add_argument("--ours", default=OURS, help="ways of llmt, with commas: llmt, llmt_eager, llmt_fp32")
+    parser.add_argument("--ours", default=OURS, help="ways of llmt, with commas; the first is compared")
     parser.add_argument("--peers", default=",".join(PEERS), help="with commas; empty for none")
     parser.add_argument("--litgpt", default="", help="folder that holds the package litgpt and what it needs")
     parser.add_argument("--nanogpt", default="", help="checkout of nanoGPT")

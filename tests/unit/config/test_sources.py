@@ -19,7 +19,15 @@ from llmt.config.load import (
 from llmt.config.run import TrainConfig
 from llmt.errors import ConfigError
 
-RUNS = {"quickstart": 5.87, "cpu-small": 25.5, "cpu-medium": 117.2, "gpu-small": 110.1, "gpu-medium": 304.1}
+RUNS = {
+    "tiny": 1.08,
+    "novel": 3.48,
+    "quickstart": 5.87,
+    "cpu-small": 25.5,
+    "cpu-medium": 117.2,
+    "gpu-small": 110.1,
+    "gpu-medium": 304.1,
+}
 ALL = [*RUNS, "lora", "tokenizer/bpe", "tokenizer/wordpiece"]
 
 

@@ -18,7 +18,8 @@ def compiled(lab: Any, **settings: Any) -> TrainConfig:
     """A run of four steps of a compiled model that is small enough to be compiled in seconds."""
     config: TrainConfig = lab.config(
         training__compile="always", training__max_steps=4, training__save_steps=2, training__eval_steps=2,
-        model={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 1},
+        model={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 1,
+               "hidden_dropout": 0.1},
         **settings,
     )  # fmt: skip
     return config
@@ -36,7 +37,9 @@ def frames() -> Any:
 @pytest.mark.slow  # half a minute of compiling; that blocks compile at all is seen by tests/unit/models/test_apart.py
 @needs_compiler
 def test_a_compiled_run_resumes_exactly(lab: Any, frames: Any) -> None:
-    """Four steps, and two with two more after a resume: the same bits. The losses are those of the eager run."""
+    """Four steps, and two with two more after a resume: the same bits. The losses are those of the eager run, which
+    drops the same values.
+    """
     whole = lab.run(compiled(lab), "whole")
     assert whole.prepared.plan.compile
     assert frames() >= 2  # the function that was tried, and a block; equal blocks share one

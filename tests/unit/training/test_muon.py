@@ -74,3 +74,24 @@ def test_the_precision_of_the_run_decides(dtype: torch.dtype, kind: type[torch.o
 
     optimizer = Optimizer(Model().to(dtype), TrainingConfig(optimizer="muon"))
     assert type(optimizer.groups[0].optimizer) is kind
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fewer_iterations_are_another_step(dtype: torch.dtype) -> None:
+    """`muon_ns_steps` reaches whichever Muon moves the weights: one iteration spreads wider than five."""
+    moved = {}
+    for number in (1, 5):
+        model = nn.Module()
+        model.layers = nn.ModuleList([nn.Linear(8, 8, bias=False)])
+        weight = model.layers[0].weight  # type: ignore[union-attr]
+        with torch.no_grad():
+            weight.copy_(_drawn(8, 8))  # type: ignore[operator]
+        model.to(dtype)
+        optimizer = Optimizer(model, TrainingConfig(optimizer="muon", weight_decay=0.0, muon_ns_steps=number))
+        optimizer.weights[0].master.grad = _drawn(8, 8)
+        before = optimizer.weights[0].master.detach().clone()
+        optimizer.set_rate(1.0)
+        optimizer.step()
+        moved[number] = torch.linalg.svdvals(before - optimizer.weights[0].master.detach())
+    spread = {number: float(values.max() / values.min()) for number, values in moved.items()}
+    assert spread[5] < 2 < spread[1]

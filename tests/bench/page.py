@@ -1,0 +1,231 @@
+"""What the benchmarks found, as JSON -> the tables and pictures of docs/performance.md and docs/cpu.md.
+
+    python -m tests.bench.page [--from docs/figures/measured] [--check]
+
+Between `<!-- NAME -->` and `<!-- end -->` a page holds a table that this script writes; the words around it are
+written by hand. `--check` writes nothing and exits 1 where a page holds something else.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.faults.harness.picture import BLUE, GREEN, GREY, RED, Colour, Picture
+
+DOCS = Path(__file__).parents[2] / "docs"
+FIGURES = DOCS / "figures"
+PAGES = (DOCS / "performance.md", DOCS / "cpu.md")
+
+WHAT = {
+    "llmt": "llmt, its default optimizer (Muon and AdamW)",
+    "llmt_adamw": "llmt, AdamW",
+    "llmt_eager": "llmt, Muon, no compiler",
+    "llmt_adamw_eager": "llmt, AdamW, no compiler",
+    "llmt_fp32": "llmt in fp32",
+    "hf_trainer": "HF Trainer, defaults (fp32)",
+    "hf_trainer_bf16": "HF Trainer, bf16",
+    "hf_trainer_bf16_compile": "HF Trainer, bf16 + compile",
+    "hf_loop": "transformers in a plain loop (fp32)",
+    "litgpt": "LitGPT, bf16-mixed + compile",
+    "litgpt_fp32": "LitGPT, 32-true + compile",
+    "nanogpt": "nanoGPT, compiled (its default)",
+    "nanogpt_eager": "nanoGPT, not compiled (its advice for a CPU)",
+    "llmt_long": "llmt, ten minutes",
+}
+
+Table = list[list[str]]
+"""Rows of cells; the first names the columns."""
+
+
+def megabytes(size: float) -> str:
+    """As people read it."""
+    return f"{size / 1e6:,.0f} MB"
+
+
+def speed_table(found: dict[str, Any]) -> Table:
+    """tokens/s, MFU and memory of all, and the first contender over each."""
+    head = ["", "tokens/s", "best step", "MFU", "peak memory", "ours / it", "our memory / its"]
+    return [head] + [
+        [WHAT[row["name"]], f"{row['tokens_per_second']:,.0f}", f"{row['best_step']:,.0f}", f"{row['mfu']:.0%}",
+         megabytes(row["peak_memory_bytes"]), f"{row['ratio']:.2f}x", f"{row['memory_ratio']:.2f}x"]
+        for row in found["rows"]
+    ]  # fmt: skip
+
+
+def time_table(found: dict[str, Any]) -> Table:
+    """Wall time and the loss at its end."""
+    rows = [[WHAT[row["name"]], f"{row['seconds']:.1f} s", f"{row['bits_per_byte']:.3f}"] for row in found["rows"]]
+    return [["", "wall time, start to model", "bits per byte"], *rows]
+
+
+def memory_table(found: dict[str, Any]) -> Table:
+    """Templates, and growth."""
+    rows = [
+        [row["name"], megabytes(row["peak_memory_bytes"]), f"{row['planned_over_peak']:.2f}x"] for row in found["rows"]
+    ]
+    grown = found["growth"]
+    last = [f"{grown['steps']:,} steps of a tiny model", f"{grown['grown_bytes'] / 1e6:+.1f} MB since step 10", ""]
+    return [["", "peak memory", "planned / measured"], *rows, last]
+
+
+def startup_table(found: dict[str, Any]) -> Table:
+    """Help, and the first step."""
+    shown, first = found["help"], found["first_step"]
+    return [
+        ["", "seconds"],
+        ["`llmt --help`", f"{shown['seconds']:.2f}, {shown['ratio']:.1f} times its imports"],
+        ["first step, not compiled (with reading the text and making the model)", f"{first['eager_first']:.1f}"],
+        ["the same, compiled, nothing in the cache", f"{first['cold_first']:.1f}"],
+        ["the same, compiled before", f"{first['warm_first']:.1f}"],
+        ["steps after which compiling has won its time back", str(first["won_back_after_steps"])],
+    ]
+
+
+def curves_table(found: dict[str, Any]) -> Table:
+    """Two ways and their difference."""
+    return [
+        ["", f"mean loss at the end of {found['steps']} steps"],
+        ["fp32", f"{found['end']['fp32']:.4f}"],
+        ["bf16", f"{found['end']['bf16']:.4f}"],
+        ["bf16 - fp32", f"{found['difference']:+.4f}"],
+        ["standard deviation between seeds, fp32", f"{found['spread_of_seeds']:.4f}"],
+    ]
+
+
+def hours(seconds: float) -> str:
+    """Whole minutes below two hours, else hours or days."""
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def times_table(found: dict[str, dict[str, Any]]) -> Table:
+    """Hours to read as many tokens, from the measured speeds."""
+    counts = (10_000_000, 100_000_000, 500_000_000)
+    rows = []
+    for name, size in (("train-8x256", "20M, 256 tokens"), ("train-117m", "117M, 512 tokens")):
+        for row in found[name]["rows"]:
+            if row["name"] in ("llmt_adamw", "hf_trainer", "hf_trainer_bf16"):
+                spent = [hours(count / row["tokens_per_second"]) for count in counts]
+                rows.append([size, WHAT[row["name"]], *spent])
+    return [["model", "with", *(f"{count // 10**6}M tokens" for count in counts)], *rows]
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
+    "speed-256": ("train-8x256", speed_table),
+    "speed-512": ("train-8x512", speed_table),
+    "speed-117m": ("train-117m", speed_table),
+    "time-to-loss": ("time_to_loss", time_table),
+    "memory": ("memory", memory_table),
+    "startup": ("startup", startup_table),
+    "curves": ("curves", curves_table),
+}
+"""Mark in a page -> results, and what makes a table of them."""
+
+
+def markdown(table: Table) -> str:
+    """As a page holds it."""
+    head, *rows = table
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def text_of_table(table: Table) -> str:
+    """For a terminal."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+
+
+def filled(page: str, tables: dict[str, str]) -> str:
+    """The page with its tables.
+
+    Raises:
+        ValueError: It has a mark for which nothing was measured, or one without an end.
+    """
+    for name in [part.partition(" -->")[0] for part in page.split("<!-- ")[1:]]:
+        if name == "end":
+            continue
+        if name not in tables:
+            raise ValueError(f"no results for <!-- {name} -->")
+        begin = f"<!-- {name} -->"
+        before, _, rest = page.partition(begin)
+        _, end, after = rest.partition("<!-- end -->")
+        if not end:
+            raise ValueError(f"{begin} has no <!-- end -->")
+        page = f"{before}{begin}\n{tables[name]}\n{end}{after}"
+    return page
+
+
+def bars(found: dict[str, Any]) -> Picture:
+    """tokens/s of all, longest first; ours in green."""
+    rows = sorted(found["rows"], key=lambda row: -row["tokens_per_second"])
+    most = max(rows[0]["tokens_per_second"], found["product_flops"] / flops_per_token(found))
+    picture = Picture(1000, 40 + 22 * (len(rows) + 1))
+    picture.words(10, 8, "tokens a second; grey: what the products alone would allow")
+    for number, row in enumerate(rows):
+        top = 34 + 22 * number
+        picture.words(10, top + 3, row["name"].replace("_", " "))
+        picture.box(250, top, 600, 16, GREY)
+        colour: Colour = GREEN if row["name"].startswith("llmt") else BLUE
+        picture.box(250, top, round(600 * row["tokens_per_second"] / most), 16, colour)
+        picture.words(865, top + 3, f"{row['tokens_per_second']:.0f}")
+    return picture
+
+
+def flops_per_token(found: dict[str, Any]) -> float:
+    """Of the model of a comparison."""
+    row = found["rows"][0]
+    return float(row["mfu"]) * float(found["product_flops"]) / float(row["tokens_per_second"])
+
+
+def drawn_curves(found: dict[str, Any]) -> Picture:
+    """All losses, the two ways in two colours."""
+    width, height = 900, 420
+    picture = Picture(width + 100, height + 60)
+    picture.words(10, 8, "loss: green bf16, red fp32, three seeds each")
+    every = [loss for curves in found["curves"].values() for curve in curves for loss in curve]
+    low, high = min(every), max(every)
+    for way, colour in (("fp32", RED), ("bf16", GREEN)):
+        for curve in found["curves"][way]:
+            for step, loss in enumerate(smoothed(curve)):
+                left = 80 + round(step / len(curve) * width)
+                picture.box(left, 30 + round((high - loss) / (high - low) * height), 2, 2, colour)
+    for share in (0.0, 0.5, 1.0):
+        picture.words(8, 26 + round((1 - share) * height), f"{low + share * (high - low):.2f}")
+    return picture
+
+
+def smoothed(curve: Sequence[float], over: int = 10) -> list[float]:
+    """The mean of the last few values at each place."""
+    return [sum(curve[max(0, at - over + 1) : at + 1]) / min(over, at + 1) for at in range(len(curve))]
+
+
+def main() -> None:
+    """Write pages and pictures, or compare."""
+    parser = argparse.ArgumentParser(description="Writes the tables and pictures of the pages on speed.")
+    parser.add_argument("--from", dest="source", type=Path, default=FIGURES / "measured", help="folder of the results")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page differs")
+    asked = parser.parse_args()
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(asked.source.glob("*.json"))}
+    tables = {mark: markdown(make(found[name])) for mark, (name, make) in TABLES.items() if name in found}
+    if {"train-8x256", "train-117m"} <= found.keys():
+        tables["times"] = markdown(times_table(found))
+    differ = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = filled(text, tables)
+        if new != text:
+            differ.append(page.name)
+            if not asked.check:
+                page.write_text(new, encoding="utf-8")
+    if asked.check:
+        sys.exit(f"{', '.join(differ)}: run python -m tests.bench.page" if differ else 0)
+    bars(found["train-8x256"]).save(FIGURES / "speed.png")
+    drawn_curves(found["curves"]).save(FIGURES / "bf16.png")
+
+
+if __name__ == "__main__":
+    main()
