@@ -49,7 +49,13 @@ INTERPRETER_BYTES = 330_000_000
 
 
 LOGIT_BYTES = 12
-"""Bytes held for each logit: the logits, their fp32 copy, the probabilities and the gradient."""
+"""Bytes held for each logit of another architecture: itself, its fp32 copy, the probability and the gradient."""
+
+PIECE = 1 << 23
+"""Logits of our own that exist at a time, as `models.chunked_loss` has it."""
+
+FEWEST_ROWS = 256
+"""Rows of such a piece at least."""
 
 
 def training_bytes(
@@ -77,6 +83,10 @@ def training_bytes(
     layers = 1 + work.model.num_hidden_layers / factor if checkpointing else work.model.num_hidden_layers
     activations = factor * work.tokens * layers * width * element
     logits = work.tokens * work.vocab_size * LOGIT_BYTES
+    if work.counted is None:
+        piece = min(work.tokens * work.vocab_size, max(PIECE, FEWEST_ROWS * work.vocab_size))
+        head = work.vocab_size * work.model.hidden_size  # its gradient, that of a piece, and their sum in fp32
+        logits = piece * element + head * (4 + 2 * element)
     return round(INTERPRETER_BYTES + state + activations + logits)
 
 

@@ -24,7 +24,7 @@ WHAT = {
     "llmt_adamw": "llmt, AdamW",
     "llmt_eager": "llmt, Muon, no compiler",
     "llmt_adamw_eager": "llmt, AdamW, no compiler",
-    "llmt_fp32": "llmt in fp32",
+    "llmt_fp32": "llmt in fp32, Muon",
     "hf_trainer": "HF Trainer, defaults (fp32)",
     "hf_trainer_bf16": "HF Trainer, bf16",
     "hf_trainer_bf16_compile": "HF Trainer, bf16 + compile",

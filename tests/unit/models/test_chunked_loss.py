@@ -8,6 +8,7 @@ from torch import Tensor
 from llmt.models import chunked_loss
 from llmt.models.chunked_loss import summed_nats
 from llmt.models.loss import IGNORED, token_loss
+from llmt.system import estimate
 
 ROWS = 16
 """Of a piece, in these tests."""
@@ -19,6 +20,12 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked_loss, "PIECE", 1)
     monkeypatch.setattr(chunked_loss, "FEWEST_ROWS", ROWS)
     monkeypatch.setattr(chunked_loss, "CACHED_ROWS", 5)
+
+
+def test_the_estimate_counts_such_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run is said to take is computed with the sizes that the loss uses."""
+    monkeypatch.undo()
+    assert (chunked_loss.PIECE, chunked_loss.FEWEST_ROWS) == (estimate.PIECE, estimate.FEWEST_ROWS)
 
 
 def plain(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
