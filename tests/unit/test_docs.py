@@ -6,6 +6,8 @@ import importlib.util
 import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -109,6 +111,15 @@ def test_every_setting_and_every_command_has_a_heading() -> None:
     commands = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert all(f"\n### {field.path}\n" in settings for field in walk_fields(TrainConfig))
     assert all(f"\n## {' '.join(path)}\n" in commands for path, _ in _generator().walk_commands())
+
+
+def test_tables_of_speed_are_what_was_measured() -> None:
+    """`python -m tests.bench.page` would change nothing: no number on these pages was written by hand."""
+    command = [sys.executable, "-m", "tests.bench.page", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert page.count("<!-- end -->") >= 6
 
 
 def test_generated_pages_do_not_depend_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
