@@ -44,6 +44,9 @@ def _walk(hidden: Tensor, weight: Tensor, labels: Tensor, by_hidden: Tensor | No
     for start in range(0, len(hidden), size):
         rows, wanted = hidden[start : start + size], labels[start : start + size, None]
         logits = rows @ weight.T
+        if by_hidden is None and by_weight is None:
+            nats -= logits.log_softmax(1, dtype=nats.dtype).gather(1, wanted).sum()
+            continue
         nats += _to_slopes(logits, wanted)
         if by_hidden is not None:
             torch.mm(logits, weight, out=by_hidden[start : start + size])
@@ -82,9 +85,10 @@ class _SummedNats(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         by_hidden, by_weight = ctx.saved_tensors
-        # In place: the head's gradient in fp32 is large, and nobody needs it again.
+        # Multiplied in fp32, which a scalar alone does not do on every device. In place: the head's gradient in fp32 is
+        # large, and nobody needs it again.
         return (
-            None if by_hidden is None else by_hidden.mul_(slope),
+            None if by_hidden is None else by_hidden.copy_(by_hidden * slope.to(_wide(by_hidden))),
             None if by_weight is None else by_weight.mul_(slope).to(ctx.dtype),
             None,
         )

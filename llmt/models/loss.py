@@ -45,6 +45,8 @@ def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> TokenLo
     if tokens < len(wanted):  # what is not predicted needs no logits
         places = counted.nonzero().squeeze(1)
         rows, wanted = rows[places], wanted[places]
+    if rows.dtype == torch.float16:  # the scale of the loss has to come before anything is rounded
+        return TokenLoss(logits_loss(F.linear(rows, output_weight), wanted), tokens)
     return TokenLoss(summed_nats(rows, output_weight, wanted), tokens)
 
 

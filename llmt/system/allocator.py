@@ -8,11 +8,11 @@ fifth of its time went there.
 import ctypes
 import platform
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Numbers of settings in glibc's malloc.h."""
 
-USUAL = {M_TRIM_THRESHOLD: 128 * 1024, M_MMAP_MAX: 65536}
-"""What glibc begins with."""
+USUAL = {M_TRIM_THRESHOLD: 64 << 20, M_MMAP_THRESHOLD: 32 << 20, M_MMAP_MAX: 65536}
+"""Where glibc's own thresholds end in a process that frees large blocks: once set, they move no more by themselves."""
 
 
 def can_reuse_memory() -> bool:

@@ -21,7 +21,7 @@ from llmt.evaluation.perplexity import EvalReport, evaluate
 from llmt.models.base import BaseLanguageModel
 from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.llama import foreign_shape, is_llama, parse_llama_config
-from llmt.models.transformer import Block
+from llmt.models.transformer import Block, TransformerLM
 from llmt.system.allocator import can_reuse_memory, return_memory
 from llmt.system.estimate import Workload
 from llmt.system.machine import inspect_machine, use_portable_numerics
@@ -215,7 +215,8 @@ class Trainer:
         parameters = self.model.num_parameters()
         share = self.model.num_parameters(trainable=True) / max(parameters, 1)
         batch = training.per_device_train_batch_size
-        return Workload(shape, self.model.vocab_size, batch, self._train.block_size, share, parameters)
+        counted = None if isinstance(self.model, TransformerLM) else parameters
+        return Workload(shape, self.model.vocab_size, batch, self._train.block_size, share, counted)
 
     def _values(self) -> dict[str, Tensor]:
         """A copy of the parameters, and of the buffers that no file holds, such as rotary frequencies."""
@@ -346,5 +347,5 @@ def _process(config: TrainConfig) -> Iterator[Runtime]:
     finally:
         runtime.close()
         torch.set_num_threads(before)
-        if can_reuse_memory():
+        if device.kind == "cpu" and can_reuse_memory():
             return_memory()

@@ -81,7 +81,8 @@ def run(name: str, work: Work, folder: Path, steps: int, path: str = "") -> dict
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
     if done.returncode:
-        print(f"{name}: {done.stderr.strip().splitlines()[-1][:300]}", file=sys.stderr)
+        said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        print(f"{name}: {said[-1][:300]}", file=sys.stderr)
         return None
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found

@@ -86,12 +86,33 @@ def test_rows_that_do_not_count() -> None:
 
 
 def test_nothing_is_made_that_is_not_wanted() -> None:
-    """Without gradients the sum is the same, and no gradient is computed."""
+    """Without gradients the sum is the same, and no slope is computed."""
     hidden, weight, labels = made(60, torch.float32)
-    with torch.no_grad():
+    done: list[str] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            done.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        loss = summed(hidden, weight, labels)
+    assert any("scatter_add" in name for name in done)
+    done.clear()
+    with torch.no_grad(), Watch():
         measured = summed(hidden, weight, labels)
     assert not measured.requires_grad
-    assert float(measured) == float(summed(hidden, weight, labels).detach())
+    assert not any("scatter_add" in name or "exp_" in name for name in done)
+    assert float(measured) == pytest.approx(float(loss.detach()), rel=1e-6)
+
+
+def test_half_precision_is_scaled_before_it_is_rounded() -> None:
+    """In fp16 slopes below its smallest number live as long as the loss is multiplied, as training multiplies it."""
+    head = torch.tensor([[1.0, 0.0]] * 60_000, dtype=torch.float16).requires_grad_(True)
+    states, labels = torch.full((1, 1, 2), 0.001, dtype=torch.float16), torch.zeros(1, 1, dtype=torch.int64)
+    (slopes,) = torch.autograd.grad(token_loss(states, head, labels).nats * 4096, head)
+    assert int((slopes == 0).sum()) == 0
+    assert not bool(torch.autograd.grad(summed_nats(states[0], head, labels[0]), head)[0][1:].any())
 
 
 def test_a_number_that_is_none_comes_through() -> None:

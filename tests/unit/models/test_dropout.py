@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llmt.models.dropout import dropout
+from llmt.system.machine import find_compiler
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
@@ -39,6 +40,7 @@ def test_any_shape_and_the_mask_of_the_backward_pass(shape: tuple[int, ...], dty
     assert torch.equal(x.grad, torch.where(found == 0, 0.0, 2.0).to(dtype))
 
 
+@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here: nothing can be compiled")
 def test_a_seed_gives_the_same_compiled_or_not() -> None:
     """A compiled function draws the same bits, also for its backward pass; another seed draws others."""
 
