@@ -24,7 +24,7 @@ def dropout(x: Tensor, share: float) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.dropout(x, share)
-    below = round(share * STEPS)
+    below = min(round(share * STEPS), STEPS - 1)
     kept = draw_bits(x) >= below - STEPS // 2
     return x * kept * (STEPS / (STEPS - below))
 

@@ -30,7 +30,7 @@ class TokenLoss:
 
 
 def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> TokenLoss:
-    """Cross-entropy of the next token, summed over a batch; the logits of a batch never exist whole.
+    """Cross-entropy of the next token, summed over a batch; but in fp16, the logits of a batch never exist whole.
 
     The labels are shifted already: `labels[b, t]` is the token after `input_ids[b, t]`.
 

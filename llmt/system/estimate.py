@@ -49,7 +49,8 @@ INTERPRETER_BYTES = 330_000_000
 
 
 LOGIT_BYTES = 12
-"""Bytes held for each logit of another architecture: itself, its fp32 copy, the probability and the gradient."""
+"""Bytes held for each logit where all exist, in fp16 and in other architectures: itself, its fp32 copy, the probability
+and the gradient."""
 
 PIECE = 1 << 23
 """Logits of our own that exist at a time, as `models.chunked_loss` has it."""
@@ -67,7 +68,7 @@ def training_bytes(
 
     Args:
         work: Size of one pass.
-        precision: `fp32`, or `bf16` with fp32 masters besides.
+        precision: `fp32`, or `bf16` or `fp16` with fp32 masters besides.
         checkpointing: Each block keeps only its input.
         average: A moving average of what is trained is kept, in fp32.
         copied: Bytes of a checkpoint that is copied, to be written while training goes on.
@@ -83,7 +84,7 @@ def training_bytes(
     layers = 1 + work.model.num_hidden_layers / factor if checkpointing else work.model.num_hidden_layers
     activations = factor * work.tokens * layers * width * element
     logits = work.tokens * work.vocab_size * LOGIT_BYTES
-    if work.counted is None:
+    if work.counted is None and precision != "fp16":
         piece = min(work.tokens * work.vocab_size, max(PIECE, FEWEST_ROWS * work.vocab_size))
         head = work.vocab_size * work.model.hidden_size  # its gradient, that of a piece, and their sum in fp32
         logits = piece * element + head * (4 + 2 * element)

@@ -14,19 +14,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.bench.page import memory_table, speed_table, startup_table, text_of_table, time_table
+from tests.bench.page import BY_BENCH, text_of_table
 
 OURS = "llmt_adamw,llmt,llmt_adamw_eager,llmt_fp32"
 PEERS = "hf_trainer,hf_trainer_bf16,hf_loop,litgpt,nanogpt_eager"
-TRAIN = ["train", "--ours", OURS, "--peers", PEERS]
 SHORT = {
-    "train-8x256": [*TRAIN, "--quick"],
+    "train-8x256": ["train", "--ours", OURS, "--peers", PEERS, "--quick"],
     "time_to_loss": ["time_to_loss", "--rounds", "1"],
     "memory": ["memory", "--quick"],
     "startup": ["startup", "--quick"],
 }
 FULL = {
-    "train-8x256": [*TRAIN, "--peers", f"{PEERS},hf_trainer_bf16_compile,litgpt_fp32,nanogpt"],
+    "train-8x256": ["train", "--ours", OURS, "--peers", f"{PEERS},hf_trainer_bf16_compile,litgpt_fp32,nanogpt"],
     "train-8x512": ["train", "--length", "512", "--ours", "llmt_adamw,llmt_adamw_eager",
                     "--peers", "hf_trainer,hf_trainer_bf16,litgpt"],
     "train-117m": ["train", "--work", "117m", "--steps", "8", "--rounds", "2", "--ours", "llmt_adamw",
@@ -75,10 +74,8 @@ def main() -> None:
         print(f"== {name}", file=sys.stderr)
         found[name] = measured([*known[name], *given])
         (asked.out / f"{name}.json").write_text(json.dumps(found[name], indent=1) + "\n", encoding="utf-8")
-    tables = {"train": speed_table, "time_to_loss": time_table, "memory": memory_table, "startup": startup_table}
     for name, values in found.items():
-        if values["bench"] in tables:
-            print(f"\n{name}\n{text_of_table(tables[values['bench']](values))}")
+        print(f"\n{name}\n{text_of_table(BY_BENCH[values['bench']](values))}")
     print(f"\n{time.monotonic() - began:.0f} s; the results are in {asked.out}")
 
 

@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tests.bench.page import curves_table, text_of_table
+
 SHAPE = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
 WAYS = ("fp32", "bf16")
 LAST = 50
@@ -67,8 +69,7 @@ def main() -> None:
         sys.exit("a spread needs two seeds, and a curve a step")
     found = compare(asked.steps, asked.seeds)
     if not asked.json:
-        print(f"bf16 - fp32 over the last {LAST} of {asked.steps} steps: {found['difference']:+.4f} nats; "
-              f"seeds differ by {found['spread_of_seeds']:.4f}")  # fmt: skip
+        print(text_of_table(curves_table(found)))
     print(json.dumps(found), flush=True)
 
 

@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.measure import run_process
+from tests.bench.page import memory_table, text_of_table
 
-TEMPLATES = ("quickstart", "cpu-small", "cpu-medium")
+TEMPLATES = {"quickstart": 1, "cpu-small": 2, "cpu-medium": 2}
+"""Name -> passes of a step: with two, the gradients of the first lie beside the second, as with all that follow."""
+
 STEPS = 10_000
 FIRST = 10
 """Step whose memory the end is compared with."""
 
 
-def planned(template: str) -> dict[str, Any]:
-    """Two steps of a template."""
+def planned(template: str, passes: int) -> dict[str, Any]:
+    """Two steps of a template, not compiled."""
     with tempfile.TemporaryDirectory(prefix="llmt-bench-") as folder:
         command = [
             sys.executable, "-m", "llmt", "train", template, "--json", "--max-steps", "2",
-            "--gradient-accumulation-steps", "1", "--sample-tokens", "0",
+            "--gradient-accumulation-steps", str(passes), "--sample-tokens", "0",
             "--set", f"data.cache_dir={folder}/cache", "--set", "training.eval_batches=2",
         ]  # fmt: skip
         _, peak, _ = run_process(command, timeout=900, cwd=Path(folder))
@@ -76,13 +79,12 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # the products of a tiny model are not worth a second thread
         child(Path(asked.child), asked.steps)
         return
-    rows = [planned(template) for template in TEMPLATES[: 1 if asked.quick else None]]
+    rows = [planned(*one) for one in list(TEMPLATES.items())[: 1 if asked.quick else None]]
     grown = growth(STEPS // 10 if asked.quick else STEPS)
+    found = {"bench": "memory", "rows": rows, "growth": grown}
     if not asked.json:
-        for row in rows:
-            print(f"{row['name']:12}{row['peak_memory_bytes'] / 1e6:>8.0f} MB, planned {row['planned_over_peak']:.2f}x")
-        print(f"{grown['steps']:,} steps of a tiny model: {grown['grown_bytes'] / 1e6:+.1f} MB")
-    print(json.dumps({"bench": "memory", "rows": rows, "growth": grown}), flush=True)
+        print(text_of_table(memory_table(found)))
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.measure import paired_medians
+from tests.bench.page import startup_table, text_of_table
 from tests.bench.work import WORKS
 
 ROOT = Path(__file__).parents[2]
@@ -59,11 +60,10 @@ def main() -> None:
     seconds, floor = paired_medians(HELP, IMPORTS, runs=5 if asked.quick else 15, timeout=30)
     shown = {"seconds": round(seconds, 3), "imports_seconds": round(floor, 3), "ratio": round(seconds / floor, 2)}
     compiled = compiling("20m")
+    found = {"bench": "startup", "help": shown, "first_step": compiled}
     if not asked.json:
-        print(f"llmt --help {seconds:.2f} s, {seconds / floor:.1f} times the imports")
-        print(f"first step {compiled['eager_first']:.1f} s; compiled {compiled['cold_first']:.1f} s, from a cache "
-              f"{compiled['warm_first']:.1f} s; won back after {compiled['won_back_after_steps']} steps")  # fmt: skip
-    print(json.dumps({"bench": "startup", "help": shown, "first_step": compiled}), flush=True)
+        print(text_of_table(startup_table(found)))
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.bench.page import text_of_table, time_table
+
 HELD_OUT = 0.1
 """Share of the text, at its end."""
 
@@ -126,8 +128,7 @@ def main() -> None:
         return
     found = compare(asked, text)
     if not asked.json:
-        for row in found["rows"]:
-            print(f"{row['name']:12}{row['seconds']:>8.1f} s{row['bits_per_byte']:>8.3f} bits per byte")
+        print(text_of_table(time_table(found)))
     print(json.dumps(found), flush=True)
 
 

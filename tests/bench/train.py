@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.bench.page import speed_table, text_of_table
 from tests.bench.work import WORKS, Work
 
 ROOT = Path(__file__).parents[2]
@@ -77,9 +78,13 @@ def run(name: str, work: Work, folder: Path, steps: int, path: str = "") -> dict
     command = [sys.executable, "-m", "tests.bench.contenders", name, json.dumps(work.values()), str(folder),
                str(steps), path]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{name}: not done after {TIMEOUT} s", file=sys.stderr)
+        return None
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
         print(f"{name}: {said[-1][:300]}", file=sys.stderr)
@@ -127,35 +132,26 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
         if made is None:
             sys.exit("the data could not be made")
         work = replace(work, vocab_size=made["vocab_size"])  # as many as the text could fill
-        for _ in range(asked.rounds):
+        for number in range(asked.rounds):
             measured = run("product", work, Path(folder), 5)
             if measured is None:
                 sys.exit("the products could not be measured")
             peak.append(measured["flops_per_second"]["bf16"])
-            for name in list(turns):
+            order = list(turns)
+            for name in order if number % 2 == 0 else reversed(order):  # nobody is always first, or always late
                 turn = run(name, work, Path(folder), asked.steps, places[name] or "")
                 if turn is None:
                     absent.append(name)
                     del turns[name]
                 else:
                     turns[name].append(turn)
+    first = asked.ours.split(",")[0]
+    if first not in turns:
+        sys.exit(f"{first} failed: there is nothing to compare")
     ceiling = max(peak)
-    rows = [row(name, found, turns[asked.ours.split(",")[0]], work, ceiling) for name, found in turns.items()]
+    rows = [row(name, found, turns[first], work, ceiling) for name, found in turns.items()]
     return {"bench": "train", "work": work.values(), "parameters": work.parameters, "product_flops": round(ceiling),
             "rows": rows, "left_out": absent}  # fmt: skip
-
-
-def table(found: dict[str, Any]) -> str:
-    """The rows for a reader."""
-    lines = [f"{'':24}{'tokens/s':>10}{'best':>8}{'MFU':>7}{'memory':>9}{'first':>8}{'ours / it':>11}{'memory':>8}"]
-    for one in found["rows"]:
-        lines.append(
-            f"{one['name']:24}{one['tokens_per_second']:>10.0f}{one['best_step']:>8.0f}{one['mfu']:>7.0%}"
-            f"{one['peak_memory_bytes'] / 1e6:>6.0f} MB{one['first_step_seconds']:>6.1f} s{one['ratio']:>10.2f}x"
-            f"{one['memory_ratio']:>7.2f}x"
-        )
-    lines += [f"left out: {', '.join(found['left_out'])}"] if found["left_out"] else []
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -163,7 +159,8 @@ def main() -> None:
     asked = arguments()
     found = compare(asked)
     if not asked.json:
-        print(table(found))
+        print(text_of_table(speed_table(found)))
+        print(*(["left out: " + ", ".join(found["left_out"])] if found["left_out"] else []))
     ours, *peers = found["rows"]
     last = {name: ours[name] for name in ("tokens_per_second", "peak_memory_bytes", "mfu")}
     ratio = {one["name"]: one["ratio"] for one in peers}

@@ -18,6 +18,15 @@ def test_the_share_is_dropped_and_the_mean_stays(share: float) -> None:
     assert float(found.double().mean()) == pytest.approx(1.0, abs=0.01)
 
 
+def test_shares_at_either_end() -> None:
+    """Nearly all: what is left is finite. Less than 16 bits can say: nothing is dropped or scaled."""
+    torch.manual_seed(0)
+    found = dropout(torch.ones(1000, 1000), 0.9999999)
+    assert bool(found.isfinite().all())
+    assert 0 < int((found != 0).sum()) < 100
+    assert torch.equal(dropout(torch.ones(1000), 1e-6), torch.ones(1000))
+
+
 def test_values_are_dropped_independently() -> None:
     """Neighbours, which share a draw, go no more together than chance has it; nor do two calls."""
     torch.manual_seed(0)

@@ -313,6 +313,20 @@ def test_more_work_needs_more(name: str, precision: str, checkpointing: bool, si
     assert work.flops() < larger.flops()
 
 
+def test_logits_in_pieces_are_counted_as_such() -> None:
+    """Twice the tokens take no more logits, but where all exist: in fp16, and of another architecture."""
+    model = ModelConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
+    more = 4096 * 32_000 * 12
+
+    def added(precision: str, **counted: int) -> int:
+        few, many = (Workload(model, 32_000, size, 512, **counted) for size in (8, 16))
+        return training_bytes(many, precision, checkpointing=True) - training_bytes(few, precision, checkpointing=True)
+
+    assert added("bf16") < 0.05 * more
+    assert added("fp16") == pytest.approx(added("bf16") + more, rel=1e-6)
+    assert added("bf16", counted=model.num_parameters(32_000)) == added("fp16")
+
+
 @pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "intermediate_size"])
 def test_a_larger_model_needs_more(name: str) -> None:
     """The estimate grows with every size of the network."""
