@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from llmt.errors import DeviceError, MissingPackageError, UsageError
-from llmt.system.memory import get_memory_usage, physical_cores
+from llmt.system.memory import busy_cores, get_memory_usage, physical_cores
 
 DEVICE_ORDER = ("cuda", "mps", "cpu")
 FAST_BF16 = 1.3
@@ -87,10 +87,12 @@ class Speed:
     Attributes:
         fp32: Floating-point operations per second in fp32.
         bf16: The same in bf16; 0 where it is not supported.
+        busy_cores: Cores that other processes kept busy meanwhile, where the CPU computes.
     """
 
     fp32: float
     bf16: float
+    busy_cores: float = 0.0
 
     @property
     def bf16_gain(self) -> float:
@@ -223,7 +225,7 @@ EMULATED = 8e9
 
 @lru_cache
 def measure_speed(kind: str, threads: int) -> Speed:
-    """Speed of matrix products on a device, fp32 and bf16, in about half a second on a CPU.
+    """Speed of matrix products on a device, fp32 and bf16, in less than a second on a CPU.
 
     Args:
         kind: Device kind.
@@ -232,13 +234,14 @@ def measure_speed(kind: str, threads: int) -> Speed:
     import torch
 
     fp32 = bf16 = 0.0
+    busy = busy_cores() if kind == "cpu" else 0.0
     # Where other processes hold the cores, threads wait for each other at every product: one by itself may be faster.
     for number in dict.fromkeys((1, threads) if kind == "cpu" else (threads,)):
         torch.set_num_threads(number)
         fp32 = max(fp32, _product_speed(kind, torch.float32))
         with suppress(RuntimeError, TypeError):  # older GPUs have no bf16
             bf16 = max(bf16, _product_speed(kind, torch.bfloat16))
-    return Speed(fp32, bf16)
+    return Speed(fp32, bf16, busy)
 
 
 def _product_speed(kind: str, dtype: object) -> float:

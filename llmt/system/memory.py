@@ -1,11 +1,16 @@
-"""How much memory there is and how much is used: the only door of psutil."""
+"""How much memory and how many cores there are, and how much of them is used: the only door of psutil."""
 
 import os
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+
+LOOKS = 3
+LOOK_SECONDS = 0.1
+"""How often, and for how long, other processes are looked at."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,24 @@ def physical_cores() -> int:
     psutil = _psutil()
     cores = psutil.cpu_count(logical=False) if psutil is not None else None
     return max(min(allowed, cores or allowed), 1)
+
+
+def busy_cores() -> float:
+    """Cores that other processes keep busy, of those that this one may use; 0 where that is not known.
+
+    The least of three short looks: what ends within a third of a second does not count.
+    """
+    psutil = _psutil()
+    if psutil is None:
+        return 0.0
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    found: list[float] = []
+    for _ in range(LOOKS):
+        own, began = sum(os.times()[:4]), time.monotonic()
+        shares = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)
+        busy = sum(share for core, share in enumerate(shares) if allowed is None or core in allowed) / 100
+        found.append(max(busy - (sum(os.times()[:4]) - own) / (time.monotonic() - began), 0.0))
+    return min(found)
 
 
 def _psutil() -> ModuleType | None:

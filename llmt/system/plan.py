@@ -1,5 +1,6 @@
 """configuration and machine -> what will be done, each line with its reason."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -10,6 +11,9 @@ from llmt.system.allocator import can_reuse_memory
 from llmt.system.estimate import Workload, checkpoint_bytes, training_bytes
 from llmt.system.machine import FAST_BF16, DeviceInfo, Machine, Speed, require_device
 from llmt.units import format_duration, format_size
+
+BUSY_ROUNDING = 0.25
+"""Added before rounding down: a core counts as taken where others use three quarters of it."""
 
 MEMORY_SHARE = 0.85
 """Share of the free memory that a run may plan to use."""
@@ -114,13 +118,20 @@ def choose_device(asked: str, machine: Machine) -> tuple[DeviceInfo, str]:
     raise DeviceError("no device computes: " + "; ".join(passed), "llmt doctor")
 
 
-def choose_threads(asked: int | None, machine: Machine) -> PlanLine:
-    """CPU threads: as asked, as OMP_NUM_THREADS says, else one for each physical core."""
+def choose_threads(asked: int | None, machine: Machine, busy_cores: float = 0.0) -> PlanLine:
+    """CPU threads: as asked, as OMP_NUM_THREADS says, else one for each physical core that others leave free.
+
+    The threads of a product wait for the last one at its end: one that shares its core with another process slows all.
+    """
     if asked is not None:
         return PlanLine("threads", asked, "asked for")
     if machine.threads_from_environment is not None:
         return PlanLine("threads", machine.threads_from_environment, "OMP_NUM_THREADS says so")
-    return PlanLine("threads", machine.cores, f"one for each of {machine.cores} physical cores")
+    reason = f"one for each of {machine.cores} physical cores"
+    taken = min(math.floor(busy_cores + BUSY_ROUNDING), machine.cores - 1)
+    if taken < 1:
+        return PlanLine("threads", machine.cores, reason)
+    return PlanLine("threads", machine.cores - taken, f"{reason}, but for {taken} that other processes keep busy")
 
 
 def choose_precision(asked: str, device: str, speed: Speed) -> PlanLine:
@@ -167,7 +178,7 @@ def plan_run(
         DeviceError: Something was asked for that this device does not have.
         OutOfMemoryError: Not even one sequence fits.
     """
-    threads = choose_threads(config.threads, machine)
+    threads = choose_threads(config.threads, machine, speed.busy_cores)
     precision = choose_precision(config.training.precision, device.kind, speed)
     batch, accumulation, needed = _fit(config, device, machine, work, precision.value)
     workers = _workers(config, device)

@@ -20,7 +20,7 @@ from llmt.system.machine import (
     measure_speed,
     require_device,
 )
-from llmt.system.memory import get_memory_usage, physical_cores, process_memory
+from llmt.system.memory import busy_cores, get_memory_usage, physical_cores, process_memory
 
 ABSENT = [d.kind for d in inspect_machine().devices if not d.present]
 
@@ -110,6 +110,22 @@ def test_speed_is_measured() -> None:
     assert speed.bf16_gain == speed.bf16 / speed.fp32
     assert measure_speed("cpu", 1) is speed
     assert Speed(2.0, 0.0).bf16_gain == 0
+
+
+def test_a_neighbour_is_noticed() -> None:
+    """A process that computes without end is seen, for as many cores as it may use at most."""
+    hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        found = busy_cores()
+    finally:
+        hog.kill()
+        hog.wait()
+    assert 0.4 < found <= (os.cpu_count() or 1)
+
+
+def test_neighbours_are_not_known_without_psutil() -> None:
+    """Nothing else here tells."""
+    assert run_without_psutil("from llmt.system.memory import busy_cores; print(busy_cores())") == "0.0\n"
 
 
 def test_memory_adds_up() -> None:

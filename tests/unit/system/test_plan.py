@@ -113,6 +113,24 @@ def test_threads(asked: int | None, environment: int | None, threads: int, why: 
 
 
 @pytest.mark.parametrize(
+    ("busy", "threads", "more"),
+    [
+        (0.0, 4, ""),
+        (0.7, 4, ""),
+        (0.8, 3, ", but for 1 that other processes keep busy"),
+        (2.1, 2, ", but for 2 that other processes keep busy"),
+        (9.0, 1, ", but for 3 that other processes keep busy"),
+    ],
+)
+def test_threads_leave_out_cores_that_are_taken(busy: float, threads: int, more: str) -> None:
+    """Where nothing was asked, others keep their cores, and one thread is left; what was asked is kept."""
+    made = plan(speed=replace(EVEN, busy_cores=busy))
+    assert (made.threads, reason(made, "threads")) == (threads, f"one for each of 4 physical cores{more}")
+    assert choose_threads(4, machine(), busy).value == 4
+    assert choose_threads(None, machine(threads_from_environment=4), busy).value == 4
+
+
+@pytest.mark.parametrize(
     ("asked", "speed", "value", "why"),
     [
         ("auto", FAST, "bf16", "bf16 products measured 3x as fast as fp32; weights and moments stay in fp32"),
