@@ -2,7 +2,7 @@
 
 glibc gives large blocks back to the system as soon as they are freed, and the system fills them with zeros, page by
 page, when they are asked for again. A training step on a CPU frees and asks for the same gigabyte each time: about a
-fifth of its time went there.
+tenth of its time went there (`tests/bench/levers.py`).
 
 glibc before 2.38 does not always find a freed block of the same size again, since it looks for room to align it: a
 process that asks for one size alone may come to hold eight of them, and no more. Training steps, whose blocks have many

@@ -34,6 +34,7 @@ FULL = {
     "memory": ["memory"],
     "startup": ["startup"],
     "curves": ["curves"],
+    "levers": ["levers"],
 }  # fmt: skip
 """Name of the results -> module and its arguments."""
 

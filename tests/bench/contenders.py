@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,13 @@ def data(task: Task, tick: Tick) -> dict[str, Any]:
     return {"vocab_size": corpus.tokenizer.vocab_size}
 
 
-def llmt(task: Task, tick: Tick, **training: Any) -> dict[str, Any]:
+def llmt(task: Task, tick: Tick, *, reuse: bool = True, **training: Any) -> dict[str, Any]:
     """`llmt train`: its plan, its loop, its checks and its log."""
     from llmt.training.build import build_trainer
 
     prepared = prepared_run(task, **training)
+    if not reuse:
+        prepared = replace(prepared, plan=replace(prepared.plan, reuse_memory=False))
     loop, keeper = build_trainer(prepared, base=None)
     loss = 0.0
     for report in islice(loop.run(), task.steps):
@@ -114,6 +117,16 @@ def llmt_adamw(task: Task, tick: Tick) -> dict[str, Any]:
 def llmt_adamw_eager(task: Task, tick: Tick) -> dict[str, Any]:
     """The same with the optimizer of the peers, where there is no compiler."""
     return llmt(task, tick, optimizer="adamw", compile="never")
+
+
+def llmt_adamw_given_back(task: Task, tick: Tick) -> dict[str, Any]:
+    """The same, compiled, with freed memory given back as the C library does it."""
+    return llmt(task, tick, reuse=False, optimizer="adamw")
+
+
+def llmt_three_iterations(task: Task, tick: Tick) -> dict[str, Any]:
+    """The default optimizer with three iterations of Muon instead of five."""
+    return llmt(task, tick, muon_ns_steps=3)
 
 
 def _llama(work: Work) -> Any:
@@ -271,8 +284,9 @@ def products(work: Work) -> list[tuple[int, int, int, int]]:
 CONTENDERS: dict[str, Callable[[Task, Tick], dict[str, Any]]] = {
     one.__name__: one
     for one in (
-        data, product, llmt, llmt_eager, llmt_fp32, llmt_adamw, llmt_adamw_eager, hf_trainer, hf_trainer_bf16,
-        hf_trainer_bf16_compile, hf_loop, nanogpt, nanogpt_eager, litgpt, litgpt_fp32,
+        data, product, llmt, llmt_eager, llmt_fp32, llmt_adamw, llmt_adamw_eager, llmt_adamw_given_back,
+        llmt_three_iterations, hf_trainer, hf_trainer_bf16, hf_trainer_bf16_compile, hf_loop, nanogpt, nanogpt_eager,
+        litgpt, litgpt_fp32,
     )
 }  # fmt: skip
 

@@ -101,6 +101,24 @@ def curves_table(found: dict[str, Any]) -> Table:
     ]
 
 
+LEVERS = {
+    "reuse_memory": "what a step frees is kept for the next (`system.allocator`), not zeroed again by the system",
+    "muon": "three iterations of Muon instead of five (`training.muon_ns_steps`)",
+    "loss": "loss and gradients from a few rows of logits at a time (`models.chunked_loss`)",
+    "loss, memory": "the same, memory taken",
+    "dropout": "16 random bits for a value that may be dropped (`models.dropout`), two million of them",
+}
+
+
+def levers_table(found: dict[str, Any]) -> Table:
+    """Each lever with and without."""
+    rows = [
+        [LEVERS[one["name"]], *(f"{one[way]:,} {one['unit']}" for way in ("without", "with")), f"{one['gain']:.2f}x"]
+        for one in found["rows"]
+    ]
+    return [["lever", "without", "with", "gain"], *rows]
+
+
 def hours(seconds: float) -> str:
     """Whole minutes below two hours, else hours or days."""
     if seconds < 7200:
@@ -127,6 +145,7 @@ BY_BENCH: dict[str, Callable[[dict[str, Any]], Table]] = {
     "memory": memory_table,
     "startup": startup_table,
     "curves": curves_table,
+    "levers": levers_table,
 }
 """What makes a table of the results of each benchmark."""
 
@@ -138,6 +157,7 @@ TABLES = {
     "memory": "memory",
     "startup": "startup",
     "curves": "curves",
+    "levers": "levers",
 }
 """Mark in a page -> results."""
 
