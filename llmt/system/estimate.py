@@ -59,17 +59,28 @@ FEWEST_ROWS = 256
 """Rows of such a piece at least."""
 
 
+SUMMED_BYTES = 8
+"""Bytes for each trained parameter that a step of several passes takes besides: gradients lie beside activations."""
+
+
 def training_bytes(
-    work: Workload, precision: str, *, checkpointing: bool, average: bool = False, copied: int = 0
+    work: Workload,
+    precision: str,
+    *,
+    checkpointing: bool,
+    accumulates: bool = False,
+    average: bool = False,
+    copied: int = 0,
 ) -> int:
     """Peak bytes of training: weights, gradients, two moments, activations and logits.
 
-    The factors of the last two were fitted to measured peaks; `tests/bench/memory.py` prints them again.
+    The factors were fitted to measured peaks; `tests/bench/memory.py` prints them again.
 
     Args:
         work: Size of one pass.
         precision: `fp32`, or `bf16` or `fp16` with fp32 masters besides.
         checkpointing: Each block keeps only its input.
+        accumulates: Gradients of several passes are summed.
         average: A moving average of what is trained is kept, in fp32.
         copied: Bytes of a checkpoint that is copied, to be written while training goes on.
     """
@@ -77,7 +88,7 @@ def training_bytes(
     weight = 2 if half else 4
     trained = work.parameters * work.trainable
     state = work.parameters * weight + trained * ((4 + 4 + 8 + weight) if half else (4 + 8))
-    state += (4 * trained if average else 0) + copied
+    state += (4 * trained if average else 0) + (SUMMED_BYTES * trained if accumulates else 0) + copied
     width = work.model.hidden_size + work.model.intermediate_size / 2
     element = 2 if half else 4
     factor = 26.0 if half else 17.0

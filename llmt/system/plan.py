@@ -227,7 +227,8 @@ def _fit(
     limit = None if room is None else round(room * MEMORY_SHARE / sharing)
     each = f" for each of {sharing} processes" if sharing > 1 else ""
     for micro in _divisors(asked):
-        needed = needed_bytes(config, device, replace(work, batch_size=micro), precision)
+        several = passes * asked // micro > 1
+        needed = needed_bytes(config, device, replace(work, batch_size=micro), precision, accumulates=several)
         if limit is None or needed <= limit:
             break
     else:
@@ -243,14 +244,19 @@ def _fit(
     return PlanLine("micro_batch", micro, reason), PlanLine("accumulation", accumulation, kept), needed
 
 
-def needed_bytes(config: TrainConfig, device: DeviceInfo, work: Workload, precision: str) -> int:
+def needed_bytes(config: TrainConfig, device: DeviceInfo, work: Workload, precision: str, *, accumulates: bool) -> int:
     """Bytes of one process, in the memory of the device, by arithmetic."""
     training, average = config.training, config.training.ema_decay is not None
     copied = 0
     if training.async_save and device.kind != "cuda":  # the copy lies in main memory
         copied = checkpoint_bytes(work.parameters, work.trainable, adapter=config.lora.enabled, average=average)
     return training_bytes(
-        work, precision, checkpointing=training.gradient_checkpointing, average=average, copied=copied
+        work,
+        precision,
+        checkpointing=training.gradient_checkpointing,
+        accumulates=accumulates,
+        average=average,
+        copied=copied,
     )
 
 

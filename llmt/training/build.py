@@ -241,7 +241,8 @@ def decide(
         plan = share_step(
             pin_plan(state, plan, config, runtime.world_size, regroup=regroup), sequences, runtime.world_size
         )
-        needed = needed_bytes(config, device, replace(work, batch_size=plan.micro_batch), plan.precision)
+        each = replace(work, batch_size=plan.micro_batch)
+        needed = needed_bytes(config, device, each, plan.precision, accumulates=plan.accumulation > 1)
         kept = tuple(memory_line(needed) if line.name == "memory" else line for line in plan.lines)
         plan = replace(plan, estimated_bytes=needed, lines=kept)
     plan = _with_working_compiler(plan, config)
