@@ -32,6 +32,7 @@ FULL = {
                    "--peers", "hf_trainer,hf_trainer_bf16"],
     "time_to_loss": ["time_to_loss", "--long"],
     "memory": ["memory"],
+    "corpus": ["corpus"],
     "startup": ["startup"],
     "curves": ["curves"],
     "levers": ["levers"],

@@ -77,6 +77,17 @@ def memory_table(found: dict[str, Any]) -> Table:
     return [["", "peak memory", "planned / measured"], *rows, last]
 
 
+def corpus_table(found: dict[str, Any]) -> Table:
+    """A small and a large text, and the first over the second."""
+    rows = [
+        [f"{row['bytes'] / 1e6:,.0f} MB of text", f"{row['tokens_per_second']:,.0f}", megabytes(row["memory_bytes"])]
+        for row in found["rows"]
+    ]
+    low, high = found["interval"]
+    ratio = ["the first over the second, 95 % interval", f"{found['ratio']:.3f} ({low:.3f} to {high:.3f})", ""]
+    return [["", "tokens/s", "memory at the end"], *rows, ratio]
+
+
 def startup_table(found: dict[str, Any]) -> Table:
     """Help, and the first step."""
     shown, first = found["help"], found["first_step"]
@@ -143,6 +154,7 @@ BY_BENCH: dict[str, Callable[[dict[str, Any]], Table]] = {
     "train": speed_table,
     "time_to_loss": time_table,
     "memory": memory_table,
+    "corpus": corpus_table,
     "startup": startup_table,
     "curves": curves_table,
     "levers": levers_table,
@@ -155,6 +167,7 @@ TABLES = {
     "speed-117m": "train-117m",
     "time-to-loss": "time_to_loss",
     "memory": "memory",
+    "corpus": "corpus",
     "startup": "startup",
     "curves": "curves",
     "levers": "levers",

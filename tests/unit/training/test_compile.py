@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from llmt.config.model import ModelConfig
 from llmt.config.run import TrainConfig
+from llmt.models.transformer import Block, TransformerLM
 from llmt.system.machine import find_compiler
+from llmt.training.model import FRUGAL
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here: nothing can be compiled")
 
@@ -56,6 +59,52 @@ def test_a_compiled_run_resumes_exactly(lab: Any, frames: Any) -> None:
     for one, other in zip(eager.reports, whole.reports, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
+
+
+def parts_of(block: Block, model: TransformerLM, settings: dict[str, bool]) -> dict[str, Any]:
+    """How torch divides a block between its passes: bytes kept, products and draws of either. Nothing is compiled."""
+    from functorch.compile import aot_module, make_boxed_func, min_cut_rematerialization_partition
+    from torch._functorch import config as functorch
+    from torch._inductor.decomposition import select_decomp_table
+
+    found: dict[str, Any] = {}
+
+    def look(name: str) -> Any:
+        def seen(graph: torch.fx.GraphModule, _: Any) -> Any:
+            called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+            kept = graph.graph.find_nodes(op="output")[0].args[0][1:]
+            found[name] = {
+                "products": sum("aten.mm" in one or "aten.bmm" in one for one in called),
+                "draws": sum("draw_bits" in one for one in called),
+                "kept": sum(node.meta["val"].nbytes for node in kept if hasattr(node, "meta") and "val" in node.meta
+                            and isinstance(node.meta["val"], torch.Tensor)),
+            }  # fmt: skip
+            return make_boxed_func(graph.forward)
+
+        return seen
+
+    hidden = torch.randn(4, 64, 64, dtype=torch.bfloat16, requires_grad=True)
+    with functorch.patch(settings):
+        traced = aot_module(
+            block, fw_compiler=look("forward"), bw_compiler=look("backward"),
+            partition_fn=min_cut_rematerialization_partition, decompositions=select_decomp_table(),
+        )  # fmt: skip
+        traced(hidden, model._rotation(torch.arange(64), hidden.dtype)).sum().backward()
+    return found
+
+
+def test_a_compiled_block_keeps_less_and_repeats_neither_products_nor_draws() -> None:
+    shape = ModelConfig(hidden_size=64, intermediate_size=176, num_hidden_layers=1, num_attention_heads=2,
+                        attention_dropout=0.1, hidden_dropout=0.1)  # fmt: skip
+    model = TransformerLM(shape, 64).to(torch.bfloat16)
+    block = model.model.layers[0]
+    assert isinstance(block, Block)
+    plain, frugal = (parts_of(block, model, settings) for settings in ({}, FRUGAL))
+    assert frugal["forward"]["kept"] < 0.8 * plain["forward"]["kept"]
+    assert frugal["forward"]["draws"] == 3  # the attention weights, and two on the way back into the residual stream
+    assert frugal["backward"]["draws"] == 0
+    for name in ("forward", "backward"):
+        assert frugal[name]["products"] == plain[name]["products"]
 
 
 @pytest.fixture
