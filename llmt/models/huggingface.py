@@ -19,7 +19,7 @@ from llmt.models.base import BaseLanguageModel, where_given
 from llmt.models.cache import KeyValueCache
 from llmt.models.foreign import check_config, require_layers
 from llmt.models.hub import find_model
-from llmt.models.loss import IGNORED, TokenLoss, logits_loss
+from llmt.models.loss import IGNORED, TokenLoss, logits_loss, token_loss
 
 MASK_WANTED = ("biogpt", "falcon", "opt", "xglm")
 """Architectures that take positions, make no mask from them, and see all that stands before: they are given a mask."""
@@ -43,6 +43,7 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         self.inner = inner
         self.vocab_size = inner.config.vocab_size
         self.context_length = int(_value(inner.config, "max_position_embeddings") or 2048)
+        self._plain_head: bool | None = None
 
     @classmethod
     def from_pretrained(
@@ -160,7 +161,12 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         return logits
 
     def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> TokenLoss:
-        """Next-token loss from the model's own logits; the labels are shifted already."""
+        """Next-token loss from the model's own logits; the labels are shifted already.
+
+        Where these are the head times the final hidden states and nothing else, they never exist whole.
+        """
+        if self._has_plain_head(position_ids):
+            return token_loss(self.hidden_states(input_ids, None, position_ids), self.output_weight(), labels)
         logits = self(input_ids, position_ids=position_ids)
         return TokenLoss(logits_loss(logits.flatten(0, 1), labels.flatten()), int((labels != IGNORED).sum()))
 
@@ -178,9 +184,32 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         tied = set(self.inner.all_tied_weights_keys) if self.inner.config.tie_word_embeddings else set()
         return {name: tensor for name, tensor in self.inner.state_dict().items() if name not in tied}
 
+    def _has_plain_head(self, position_ids: Tensor | None) -> bool:
+        """Whether logits are the head times the final hidden states, without bias, scale or bound: tried once."""
+        body, head = self.inner.base_model, self.inner.get_output_embeddings()
+        if body is self.inner or type(head) is not nn.Linear or head.bias is not None:
+            return False
+        if position_ids is not None and not _takes_positions(body):
+            return False
+        if self._plain_head is None:
+            self._plain_head = self._try_plain_head()
+        return self._plain_head
+
+    @torch.no_grad()
+    def _try_plain_head(self) -> bool:
+        training, ids = self.training, torch.arange(min(4, self.vocab_size), device=self.device)[None]
+        self.eval()  # dropout would differ between the two
+        said = self._read(self.inner.base_model, ids, None)
+        logits = self(ids)
+        self.train(training)
+        hidden, weight = getattr(said, "last_hidden_state", None), self.output_weight()
+        if hidden is None or (hidden.shape[-1], hidden.dtype) != (weight.shape[1], weight.dtype) or not logits.any():
+            return False
+        return torch.equal(logits, nn.functional.linear(hidden, weight))
+
     def _read(self, module: nn.Module, input_ids: Tensor, position_ids: Tensor | None) -> Any:
         """What the whole model or its body says; positions that begin anew are its sign for another document."""
-        if position_ids is not None and "position_ids" not in inspect.signature(module.forward).parameters:
+        if position_ids is not None and not _takes_positions(module):
             raise UsageError(
                 f"position_ids: {type(module).__name__} takes none, it reads a row as one text", "leave them out"
             )
@@ -224,6 +253,10 @@ def parse_config(values: Mapping[str, Any], name: str) -> Any:
         return CONFIG_MAPPING[kind].from_dict(plain)
     except (*_MEANINGLESS, StrictDataclassError) as error:
         raise ModelFileError(f"{name}: {_reason(error)}", "check its values") from None
+
+
+def _takes_positions(module: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(module.forward).parameters
 
 
 def _value(config: Any, name: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.bench.page import BY_BENCH, text_of_table
 
-OURS = "llmt_adamw,llmt,llmt_adamw_eager,llmt_fp32"
+OURS = "llmt_adamw,llmt,llmt_adamw_eager,llmt_adamw_fp32"
 PEERS = "hf_trainer,hf_trainer_bf16,hf_loop,litgpt,nanogpt_eager"
 SHORT = {
     "train-8x256": ["train", "--ours", OURS, "--peers", PEERS, "--quick"],

@@ -104,11 +104,6 @@ def llmt_eager(task: Task, tick: Tick) -> dict[str, Any]:
     return llmt(task, tick, compile="never")
 
 
-def llmt_fp32(task: Task, tick: Tick) -> dict[str, Any]:
-    """The same in fp32."""
-    return llmt(task, tick, precision="fp32")
-
-
 def llmt_adamw(task: Task, tick: Tick) -> dict[str, Any]:
     """The same with the optimizer of the peers."""
     return llmt(task, tick, optimizer="adamw")
@@ -117,6 +112,11 @@ def llmt_adamw(task: Task, tick: Tick) -> dict[str, Any]:
 def llmt_adamw_eager(task: Task, tick: Tick) -> dict[str, Any]:
     """The same with the optimizer of the peers, where there is no compiler."""
     return llmt(task, tick, optimizer="adamw", compile="never")
+
+
+def llmt_adamw_fp32(task: Task, tick: Tick) -> dict[str, Any]:
+    """The same in fp32 with the optimizer of the peers."""
+    return llmt(task, tick, optimizer="adamw", precision="fp32")
 
 
 def llmt_adamw_given_back(task: Task, tick: Tick) -> dict[str, Any]:
@@ -284,7 +284,7 @@ def products(work: Work) -> list[tuple[int, int, int, int]]:
 CONTENDERS: dict[str, Callable[[Task, Tick], dict[str, Any]]] = {
     one.__name__: one
     for one in (
-        data, product, llmt, llmt_eager, llmt_fp32, llmt_adamw, llmt_adamw_eager, llmt_adamw_given_back,
+        data, product, llmt, llmt_eager, llmt_adamw, llmt_adamw_eager, llmt_adamw_fp32, llmt_adamw_given_back,
         llmt_three_iterations, hf_trainer, hf_trainer_bf16, hf_trainer_bf16_compile, hf_loop, nanogpt, nanogpt_eager,
         litgpt, litgpt_fp32,
     )

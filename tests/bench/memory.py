@@ -3,7 +3,7 @@
     python -m tests.bench.memory [--quick] [--json]
 
 templates   the peak of two steps of each CPU template, beside what its plan said
-growth      the memory of 10,000 steps of a tiny model after the tenth and at the end, in a process of its own
+growth      the memory of 10,000 steps of a tiny model after the tenth, halfway and at the end, in a process of its own
 """
 
 import argparse
@@ -44,13 +44,13 @@ def growth(steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="llmt-bench-") as folder:
         command = [sys.executable, "-m", "tests.bench.memory", "--child", folder, "--steps", str(steps)]
         _, _, shown = run_process(command, timeout=900, cwd=Path(__file__).parents[2])
-    early, late = map(int, shown.split())
-    return {"name": "growth", "steps": steps, "bytes_after_10_steps": early, "bytes_at_the_end": late,
-            "grown_bytes": late - early}  # fmt: skip
+    early, middle, late = map(int, shown.split())
+    return {"name": "growth", "steps": steps, "bytes_after_10_steps": early, "bytes_halfway": middle,
+            "bytes_at_the_end": late, "grown_bytes": late - early, "grown_since_halfway": late - middle}  # fmt: skip
 
 
 def child(folder: Path, steps: int) -> None:
-    """Train, and print the resident bytes after the tenth step and after the last."""
+    """Train, and print the resident bytes after the tenth step, halfway and after the last."""
     from itertools import islice
 
     from llmt.system.memory import process_memory
@@ -59,12 +59,12 @@ def child(folder: Path, steps: int) -> None:
     from tests.bench.work import WORKS
 
     loop, keeper = build_trainer(prepared_run(Task(WORKS["tiny"], folder, steps, "")), base=None)
-    early = 0
+    found = []
     for report in islice(loop.run(), steps):
         keeper.log(report)
-        if report.step == FIRST:
-            early = process_memory()
-    print(early, process_memory())
+        if report.step in (FIRST, steps // 2, steps):
+            found.append(process_memory())
+    print(*found)
 
 
 def main() -> None:

@@ -73,6 +73,55 @@ def test_an_architecture_from_its_bare_configuration(tmp_path: Path, kind: str) 
     assert theirs.config.eos_token_id == 1
 
 
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "a bound": ("gemma2", {**SHAPE, "num_key_value_heads": 1, "head_dim": 8}),
+    "a factor": ("cohere", {**SHAPE, "num_key_value_heads": 1}),
+    "a bias": ("phi", SHAPE),
+}
+"""What an architecture does to the product of hidden states and head."""
+
+
+@pytest.mark.parametrize("masked", [0, 5])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_logits_that_are_a_plain_product_never_exist_whole(dropout: float, masked: int) -> None:
+    """Loss and gradients are those of the whole logits, with the same values dropped; the head is not called."""
+    model = fresh("gpt2", attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout).train()
+    ids, labels = torch.arange(48).reshape(3, 16), torch.arange(48).reshape(3, 16).roll(-1, 1).clone()
+    labels[:, :masked] = -100
+    model.loss(ids, labels)  # tries the head
+    assert model.training
+    called: list[int] = []
+    model.inner.get_output_embeddings().register_forward_hook(lambda *_: called.append(1))
+    torch.manual_seed(0)
+    found = model.loss(ids, labels)
+    assert not called
+    gradients = torch.autograd.grad(found.nats, list(model.parameters()))
+    torch.manual_seed(0)
+    plain = nn.functional.cross_entropy(model(ids).flatten(0, 1), labels.flatten(), reduction="sum")
+    assert found.nats.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert found.tokens == 48 - 3 * masked
+    for one, other in zip(gradients, torch.autograd.grad(plain, list(model.parameters())), strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", MORE)
+def test_a_head_that_does_more_is_asked_for_its_logits(what: str) -> None:
+    kind, values = MORE[what]
+    model = new_model(ModelConfig(huggingface={"model_type": kind, **values}), 61, 32, 3, IDS).train()
+    assert isinstance(model, HuggingFaceModelWrapper)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(1))
+    ids = torch.arange(48).reshape(3, 16)
+    called: list[int] = []
+    model.inner.get_output_embeddings().register_forward_hook(lambda *_: called.append(1))
+    model.loss(ids[:, :-1], ids[:, 1:])
+    before = len(called)
+    found = model.loss(ids[:, :-1], ids[:, 1:])
+    assert len(called) == before + 1
+    plain = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    assert found.nats.item() == pytest.approx(plain.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_architecture_is_resized(kind: str) -> None:
     """Logits of the old tokens stay as they were, and the new rows are their mean."""
