@@ -187,7 +187,8 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
     def _has_plain_head(self, position_ids: Tensor | None) -> bool:
         """Whether logits are the head times the final hidden states, without bias, scale or bound: tried once."""
         body, head = self.inner.base_model, self.inner.get_output_embeddings()
-        if body is self.inner or type(head) is not nn.Linear or head.bias is not None:
+        linear = type(head) is nn.Linear  # an adapter's layer is one too, and does more
+        if body is self.inner or not linear or head.bias is not None:
             return False
         if position_ids is not None and not _takes_positions(body):
             return False

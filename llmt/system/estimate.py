@@ -49,8 +49,8 @@ INTERPRETER_BYTES = 330_000_000
 
 
 LOGIT_BYTES = 12
-"""Bytes held for each logit where all exist, in fp16, and in other architectures that do more than multiply: itself, its
-fp32 copy, the probability and the gradient."""
+"""Bytes held for each logit where all exist, in fp16, and in architectures that do more than multiply: itself, its fp32
+copy, the probability and the gradient."""
 
 PIECE = 1 << 23
 """Logits of our own that exist at a time, as `models.chunked_loss` has it."""
