@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a pause of the machine is no failure
+settings.load_profile("untimed")
 
 WORDS = [
     "the",

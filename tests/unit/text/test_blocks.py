@@ -24,7 +24,7 @@ FOREVER = 10**9
 
 
 @given(PIECES, st.integers(1, 12))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_blocks_keep_the_text_and_every_word(pieces: list[str], size: int) -> None:
     """Joined they are the text, and their words are those of the text, by every pattern and by white space."""
     text = "".join(pieces)
@@ -40,7 +40,7 @@ def test_blocks_keep_the_text_and_every_word(pieces: list[str], size: int) -> No
 
 
 @given(TEXTS, st.lists(st.integers(0, 60)), st.integers(1, 12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_how_the_text_is_divided_into_pieces_loses_nothing(text: str, cuts: list[int], size: int) -> None:
     """Pieces of one character included."""
     places = [0, *sorted(cuts), len(text)]
@@ -50,7 +50,7 @@ def test_how_the_text_is_divided_into_pieces_loses_nothing(text: str, cuts: list
 
 
 @given(TEXTS, st.integers(4, 12))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_blocks_are_short_where_there_is_a_place(text: str, size: int) -> None:
     """No block is longer than `size` unless it holds no place to cut, and none is much longer than `uncut`."""
     for block in cut_blocks([text], size=size, uncut=20):

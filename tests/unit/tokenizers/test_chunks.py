@@ -86,7 +86,7 @@ def test_hard_strings(every_kind: dict[str, FastTokenizer], kind: str, capacity:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(TEXT, max_size=4))
 def test_any_text(every_kind: dict[str, FastTokenizer], kind: str, texts: list[str]) -> None:
     """White space of every kind, signs, digits, accents, emoji."""
@@ -233,7 +233,7 @@ def test_which_tokenizers_are_left_to_the_library() -> None:
         assert find_cut(_bpe(plain) | change) is None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts=st.lists(TEXT, max_size=4))
 def test_digits_apart_and_composed(texts: list[str]) -> None:
     """A tokenizer that composes characters (NFC) and sets digits apart before it splits as GPT-2 does."""

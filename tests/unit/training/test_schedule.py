@@ -78,7 +78,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
 
 
 @given(schedules(), st.lists(st.floats(0, 1.5), min_size=2, max_size=20))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_a_rate_rises_to_the_peak_and_falls_to_the_floor(schedule: Schedule, places: list[float]) -> None:
     """At whole steps and between them: within 0 and the peak, up before it, then down and never below the floor."""
     total, warmup = schedule.total_steps, schedule.warmup_steps
@@ -100,7 +100,7 @@ def test_a_rate_rises_to_the_peak_and_falls_to_the_floor(schedule: Schedule, pla
 
 
 @given(schedules())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_whole_step_is_one_however_it_is_counted(schedule: Schedule) -> None:
     """Progress by the clock that comes to a whole step has the rate of that step, bit for bit."""
     for step in range(schedule.total_steps + 1):
