@@ -348,4 +348,4 @@ def test_a_chosen_stop_replaces_the_templates() -> None:
     assert loaded.config.training.num_train_epochs == 5
     assert any("gives way to --set" in note for note in loaded.notes)
     kept = load_run(ConfigSource("q", template="quickstart"), environ={}, sets=["training.max_time=5m"])
-    assert kept.config.training.max_steps == 220
+    assert kept.config.training.max_steps == 320
