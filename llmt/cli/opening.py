@@ -43,14 +43,15 @@ def open_with_tokenizer(model: str, adapter: str | None, device: str) -> Opened:
         MismatchError: The tokenizer has ids that the model has not.
     """
     from llmt.models.hub import local_path
-    from llmt.models.open import open_model
+    from llmt.models.open import open_model, tokenizer_directory
     from llmt.system.machine import inspect_machine
     from llmt.system.plan import choose_device
     from llmt.tokenizers.load import load_tokenizer
 
     chosen, _ = choose_device(device, inspect_machine())
     loaded, directory = open_model(local_path(model), None if adapter is None else Path(adapter), chosen.kind)
-    tokenizer = load_tokenizer(directory)
+    of_adapter = directory if adapter is None else tokenizer_directory(Path(adapter), directory)
+    tokenizer = load_tokenizer(of_adapter)
     if tokenizer.vocab_size > loaded.vocab_size:
         raise MismatchError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size:,} ids, the model {loaded.vocab_size:,}",

@@ -6,9 +6,10 @@ from pydantic import Field, model_validator
 
 from llmt.config.base import Count, Flag, Section, Text
 from llmt.config.data import DataConfig
+from llmt.config.lora import LoraConfig
 from llmt.config.model import ModelConfig
 from llmt.config.tokenizer import TokenizerConfig
-from llmt.config.training import LoggingConfig, LoraConfig, TrainingConfig
+from llmt.config.training import LoggingConfig, TrainingConfig
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from llmt.config.base import Count, Section, Text
+from llmt.config.base import Count, Section, Text, TextLines
 
 Algorithm = Literal["bpe", "wordpiece", "unigram", "byte"]
 
@@ -52,6 +52,10 @@ class TokenizerConfig(TokenizerTraining):
     path: Text | None = None
     """Directory, or name on the hub, of an existing tokenizer; an algorithm's name trains a new one by it."""
 
+    added_tokens: TextLines = ()
+    """New special tokens, such as `<|im_start|>`: the vocabulary grows by them, also that of a base, and their
+    embeddings are trained, also beside an adapter."""
+
     @model_validator(mode="before")
     @classmethod
     def _name_of_an_algorithm(cls, data: Any) -> Any:
@@ -59,3 +63,10 @@ class TokenizerConfig(TokenizerTraining):
         if isinstance(data, dict) and data.get("path") in get_args(Algorithm):
             return {**data, "algo": data["path"], "path": None}
         return data
+
+    @field_validator("added_tokens")
+    @classmethod
+    def _are_tokens(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(token.strip() for token in value) or len(set(value)) < len(value):
+            raise ValueError("added_tokens: each is a text of its own, and none is empty")
+        return value

@@ -1,10 +1,10 @@
-"""How the weights are learnt, and the settings of adapters and logs."""
+"""How the weights are learnt, and the settings of logs."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmt.config.base import Count, Duration, Flag, Number, Section, Text, TextList
+from llmt.config.base import Count, Duration, Flag, Number, Section, Text
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -164,31 +164,6 @@ class TrainingConfig(Section):
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError("early_stopping_patience counts validations, and eval_strategy is no")
         return self
-
-
-class LoraConfig(Section):
-    """A low-rank adapter on a frozen base model (https://arxiv.org/abs/2106.09685)."""
-
-    enabled: Flag = False
-    """Train an adapter instead of the whole model."""
-
-    method: Literal["lora", "dora", "rslora"] = "lora"
-    """`lora`, weight-decomposed `dora`, or rank-stabilised `rslora`."""
-
-    r: Count = Field(8, gt=0)
-    """Rank of the update."""
-
-    alpha: Count = Field(16, gt=0)
-    """The update is scaled by alpha / r."""
-
-    dropout: Number = Field(0.0, ge=0, lt=1)
-    """Share of the adapter's inputs dropped in training."""
-
-    target_modules: TextList = ("auto",)
-    """Layers that get an adapter, by the end of their names; `auto` takes all linear layers of the blocks."""
-
-    bias: Literal["none", "all", "lora_only"] = "none"
-    """Which bias vectors are trained besides."""
 
 
 class LoggingConfig(Section):

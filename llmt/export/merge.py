@@ -35,7 +35,7 @@ def merge_adapter(
     base = base or base_of(adapter)
     output = output or folder_beside(adapter, "merged")
     require_free_output(output, [adapter, base], overwrite)
-    model = load_adapter(load_model(base), adapter).merge()
+    model = load_adapter(load_model(base), adapter, base).merge()
     tokenizer = load_tokenizer(tokenizer_directory(adapter, base))
     with output_directory(output, durable=True, extra={}) as staged:
         model.write(staged, token_ids=special_ids(tokenizer), max_shard_size=max_shard_size)

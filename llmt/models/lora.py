@@ -1,4 +1,4 @@
-"""A frozen base and a small trainable update: the door of peft."""
+"""A frozen base and a small trainable update: a door of peft."""
 
 import copy
 import json
@@ -11,44 +11,52 @@ from torch import Tensor, nn
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory
 from llmt.checkpoints.saving import save_tensors
-from llmt.checkpoints.weights import load_tensors
-from llmt.config.training import LoraConfig
-from llmt.errors import ConfigError, MismatchError, MissingPackageError, ModelFileError
+from llmt.checkpoints.weights import load_tensors, open_weights
+from llmt.config.lora import LoraConfig
+from llmt.errors import MismatchError, ModelFileError
 from llmt.models.base import BaseLanguageModel, where_given
 from llmt.models.cache import KeyValueCache
+from llmt.models.huggingface import HuggingFaceModelWrapper
+from llmt.models.identity import weights_hash
 from llmt.models.loss import TokenLoss
+from llmt.models.peft_methods import SETTINGS_OF, TYPES, class_of, configure, require_peft
 
-BLOCKS = "layers."
 ADAPTER_NAME = "default"
-PEFT_PREFIX = "base_model.model."
-"""What peft puts before the name of a tensor of the base."""
+TIED_HEAD = "base_model.model.lm_head.weight"
+BASE_HASH = "base_sha256"
+"""Name, in the metadata of an adapter's file, of the hash of the weights that it was trained on."""
 
 
 @final
 class LoraModel(BaseLanguageModel):
-    """A base model whose linear layers carry an adapter of peft.
+    """A base model that carries an adapter of peft.
 
-    Only the adapter is trainable, in fp32 whatever the base is in; a fresh one leaves the logits as they are.
+    Only the adapter is trainable; a fresh one leaves the logits as they are.
 
     Args:
         base: The model to adapt; its weights are frozen.
         peft_config: Configuration of the adapter, in peft's terms.
+
+    Attributes:
+        base: The model under the adapter, whose layers peft has put its own around.
+        peft: peft's own view of it.
+        trained_on: The hash of the base's weights, for whoever opens the adapter; empty where it is not known.
     """
+
+    peft: Any
 
     def __init__(self, base: BaseLanguageModel, peft_config: Any) -> None:
         super().__init__()
         from peft import get_peft_model
 
-        self.peft = get_peft_model(base, peft_config, autocast_adapter_dtype=True)
+        # Not registered as a module: its layers are those of the base, and would be found twice.
+        self.__dict__["peft"] = get_peft_model(_core(base), peft_config, autocast_adapter_dtype=False)
+        self.base = base
         self.vocab_size = base.vocab_size
         self.context_length = base.context_length
         self.metadata, self.extras = base.metadata, base.extras
-
-    @property
-    def base(self) -> BaseLanguageModel:
-        """The model under the adapter."""
-        inner: BaseLanguageModel = self.peft.base_model.model
-        return inner
+        self.trained_on = ""
+        self._saved_names = self._find_saved_names()
 
     def hidden_states(
         self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
@@ -83,16 +91,12 @@ class LoraModel(BaseLanguageModel):
         """The adapter's tensors under the names that peft reads."""
         from peft import get_peft_model_state_dict
 
-        return {self.saved_name(name): tensor for name, tensor in get_peft_model_state_dict(self.peft).items()}
-
-    def saved_name(self, parameter: str) -> str:
-        """The name in peft's files, for the base as transformers knows it."""
-        return PEFT_PREFIX + self.base.saved_name(parameter.removeprefix(PEFT_PREFIX))
+        found: dict[str, Tensor] = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
+        return found
 
     def adapter_name(self, parameter: str) -> str:
         """The name in peft's files of a trained tensor, by its name in `named_parameters`."""
-        plain = parameter.removeprefix("peft.").replace(f"_vector.{ADAPTER_NAME}.weight", "_vector")
-        return self.saved_name(plain.replace(f".{ADAPTER_NAME}.", "."))
+        return self._saved_names[parameter]
 
     def weights(self) -> dict[str, Tensor]:
         """Every tensor of base plus adapter as one full model; this one stays as it is."""
@@ -104,68 +108,43 @@ class LoraModel(BaseLanguageModel):
         Raises:
             MismatchError: Names or shapes are not this adapter's.
         """
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+        from peft import set_peft_model_state_dict
 
         expected = self.adapter_weights()
         wrong = [n for n in expected if n not in tensors or tensors[n].shape != expected[n].shape]
         wrong += [n for n in tensors if n not in expected]
         if wrong:
             raise MismatchError(f"adapter tensor {wrong[0]} does not fit the base model", "name the adapter's own base")
-        own = {name: tensors[self.saved_name(name)] for name in get_peft_model_state_dict(self.peft)}
-        set_peft_model_state_dict(self.peft, own)
+        set_peft_model_state_dict(self.peft, tensors)
 
     def merge(self) -> BaseLanguageModel:
         """Add the update to the base's weights and return the base alone."""
-        merged: BaseLanguageModel = self.peft.merge_and_unload()
-        return merged
+        self.peft.merge_and_unload()
+        return self.base
+
+    def _find_saved_names(self) -> dict[str, str]:
+        """Parameter -> its name in peft's files, by where its numbers lie."""
+        places = {tensor.data_ptr(): name for name, tensor in self.adapter_weights().items()}
+        return {name: places[p.data_ptr()] for name, p in self.named_parameters() if p.data_ptr() in places}
 
 
-def add_lora(base: BaseLanguageModel, config: LoraConfig) -> LoraModel:
+def add_lora(
+    base: BaseLanguageModel, config: LoraConfig, *, token_ids: Sequence[int] = (), total_steps: int = 1
+) -> LoraModel:
     """Put a fresh adapter on a model.
 
+    Args:
+        base: The model; its weights are frozen.
+        config: What is put on it.
+        token_ids: Tokens whose embeddings are trained too.
+        total_steps: Length of the run.
+
     Raises:
-        ConfigError: A name in `lora.target_modules` matches no linear layer.
+        ConfigError: A name matches no layer, or the rank is larger than one.
         MissingPackageError: peft cannot be imported.
     """
-    _require_peft()
-    from peft import LoraConfig as PeftLoraConfig
-
-    return LoraModel(
-        base,
-        PeftLoraConfig(
-            r=config.r,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=find_targets(base, config.target_modules),
-            bias=config.bias,
-            use_rslora=config.method == "rslora",
-            use_dora=config.method == "dora",
-        ),
-    )
-
-
-def find_targets(base: nn.Module, asked: Sequence[str]) -> list[str]:
-    """The linear layers of the blocks that get an adapter, by the last part of their names.
-
-    Raises:
-        ConfigError: A name matches none; lists those that exist.
-    """
-    names = [name for name, module in base.named_modules() if isinstance(module, nn.Linear) and BLOCKS in name]
-    known = sorted({name.rpartition(".")[2] for name in names})
-    if not known:
-        raise ConfigError(["lora: the base has no linear layers in blocks that llmt knows"], "use a Llama-shaped base")
-    if tuple(asked) == ("auto",):
-        return known
-    unknown = [name for name in asked if name not in known]
-    if unknown:
-        raise ConfigError(
-            [
-                f"lora.target_modules: no linear layer is called {name}; there are {', '.join(known)}"
-                for name in unknown
-            ],
-            f"--set lora.target_modules={','.join(known[:2])}",
-        )
-    return list(asked)
+    require_peft()
+    return LoraModel(base, configure(_core(base), config, token_ids, total_steps))
 
 
 def write_adapter(
@@ -173,10 +152,14 @@ def write_adapter(
 ) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` into a directory being filled.
 
-    `tensors` are written instead of the model's own, under the same names.
-
     peft leaves out what its own loader of whole models needs for a base that is not transformers':
     the base's path, the task, and that no class is to be imported.
+
+    Args:
+        staged: Where.
+        model: Base and adapter.
+        base_directory: The base's directory.
+        tensors: Are written instead of the model's own, under the same names.
     """
     values = model.peft.peft_config[ADAPTER_NAME].to_dict()
     values |= {
@@ -185,43 +168,100 @@ def write_adapter(
         "auto_mapping": None,
         "inference_mode": True,
     }
+    found = model.adapter_weights() if tensors is None else dict(tensors)
+    if values.get("modules_to_save") and _is_tied(model.base):
+        # There the head is a module of its own, which peft ties and yet looks for.
+        values["ensure_weight_tying"] = True
+        found[TIED_HEAD] = next(tensor for name, tensor in found.items() if name.endswith("embed_tokens.weight"))
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     staged.write_json(layout.ADAPTER_CONFIG, json.loads(json.dumps(plain, default=str)))
-    save_tensors(staged, layout.ADAPTER_MODEL, model.adapter_weights() if tensors is None else dict(tensors))
+    metadata = {"format": "pt"} | ({BASE_HASH: model.trained_on} if model.trained_on else {})
+    save_tensors(staged, layout.ADAPTER_MODEL, found, metadata)
 
 
-def load_adapter(base: BaseLanguageModel, directory: Path) -> LoraModel:
+def load_adapter(base: BaseLanguageModel, directory: Path, base_directory: Path | None = None) -> LoraModel:
     """Put a saved adapter on its base.
+
+    Args:
+        base: The model; where the adapter has learnt tokens that it lacks, it gets room for them.
+        directory: Holds the adapter.
+        base_directory: Where the base is from, so that it can be compared with the one that was trained on.
 
     Raises:
         ModelFileError: A file is missing or damaged.
         MismatchError: It belongs to another base.
         MissingPackageError: peft cannot be imported.
     """
-    _require_peft()
-    from peft import LoraConfig as PeftLoraConfig
-
+    require_peft()
     values = read_adapter_config(directory)
-    if values.get("peft_type") != "LORA":
-        raise ModelFileError(f"{directory}: a {values.get('peft_type')} adapter; this version reads LORA", "use peft")
-    known = {f: values[f] for f in PeftLoraConfig.__dataclass_fields__ if f in values and f != "auto_mapping"}
+    kind = values.get("peft_type")
+    if kind not in TYPES:
+        raise ModelFileError(
+            f"{directory}: a {kind} adapter; this version reads {', '.join(sorted(TYPES))}", "use peft"
+        )
+    trained_on = "" if base_directory is None else check_base(directory, base_directory)
+    tensors = load_tensors(directory / layout.ADAPTER_MODEL)
+    if _is_tied(base):
+        tensors.pop(TIED_HEAD, None)
+    _make_room(base, values, directory)
+    ours = {"auto_mapping", "ensure_weight_tying"} - ({"ensure_weight_tying"} if _is_foreign(base) else set())
+    known = {f: values[f] for f in class_of(kind).__dataclass_fields__ if f in values and f not in ours}
     known |= {"task_type": None, "inference_mode": False, "base_model_name_or_path": None}
     try:
-        model = LoraModel(base, PeftLoraConfig(**known))
+        model = LoraModel(base, class_of(kind)(**known))
     except (
         TypeError,
         ValueError,
         AttributeError,
         LookupError,
         NotImplementedError,
+        RuntimeError,
     ) as error:  # peft checks none of the types
         reason = str(error).strip().partition("\n")[0]
         path = directory / layout.ADAPTER_CONFIG
         raise ModelFileError(
             f"{path}: describes no adapter for this base: {reason}", "copy the adapter again"
         ) from None
-    model.load_adapter_weights(load_tensors(directory / layout.ADAPTER_MODEL))
+    model.load_adapter_weights(tensors)
+    model.trained_on = trained_on
     return model
+
+
+def check_base(directory: Path, base_directory: Path) -> str:
+    """The base is the one that an adapter was trained on, where the adapter says which; returns the hash of that.
+
+    Raises:
+        MismatchError: It is another.
+        ModelFileError: A file is damaged.
+    """
+    with open_weights(directory / layout.ADAPTER_MODEL) as reader:
+        trained_on = reader.metadata.get(BASE_HASH, "")
+    if trained_on and trained_on != weights_hash(base_directory):
+        raise MismatchError(
+            f"{directory}: was trained on another base than {base_directory}: its weights differ",
+            f"llmt generate {directory}   takes the base that it names",
+        )
+    return trained_on
+
+
+def _make_room(base: BaseLanguageModel, values: Mapping[str, Any], directory: Path) -> None:
+    """Rows for tokens that were added when the adapter was trained: those at the end of its vocabulary."""
+    if "trainable_token_indices" not in SETTINGS_OF.get(str(values.get("peft_type")), ()):
+        return
+    learnt = values.get("trainable_token_indices") or {}
+    lists = list(learnt.values()) if isinstance(learnt, dict) else [learnt]
+    ids = [number for numbers in lists if isinstance(numbers, list) for number in numbers]
+    if not all(isinstance(number, int) and number >= 0 for number in ids) or len(lists) > 2:
+        raise ModelFileError(
+            f"{directory / layout.ADAPTER_CONFIG}: its trainable_token_indices are no ids", "copy the adapter again"
+        )
+    most = max(ids, default=-1)
+    if most >= base.vocab_size + len(ids):
+        raise MismatchError(
+            f"{directory}: learnt the token {most}, and the base has {base.vocab_size:,}", "name the adapter's own base"
+        )
+    if most >= base.vocab_size:
+        base.resize_token_embeddings(most + 1)
 
 
 def read_adapter_config(directory: Path) -> dict[str, Any]:
@@ -240,8 +280,16 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     return values
 
 
-def _require_peft() -> None:
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError("peft", str(error)) from None
+def _core(base: BaseLanguageModel) -> nn.Module:
+    """What peft is put on: a model of transformers itself, so that it knows what is tied to what."""
+    core: nn.Module = base.inner if isinstance(base, HuggingFaceModelWrapper) else base
+    return core
+
+
+def _is_foreign(base: BaseLanguageModel) -> bool:
+    return isinstance(base, HuggingFaceModelWrapper)
+
+
+def _is_tied(base: BaseLanguageModel) -> bool:
+    """Whether the output head is the embedding, and no module of its own as in transformers."""
+    return not _is_foreign(base) and bool(base.model_config().get("tie_word_embeddings"))

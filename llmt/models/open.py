@@ -30,12 +30,12 @@ def open_model(path: Path, adapter: Path | None, device: str) -> tuple[BaseLangu
         if adapter is not None:
             raise ModelFileError(f"{path}: is an adapter itself", f"llmt generate BASE --adapter {path}")
         base = resolve_model_directory(base_of(directory))
-        adapted = load_adapter(load_model(base, device=device), directory).to(device)
+        adapted = load_adapter(load_model(base, device=device), directory, base).to(device)
         return adapted, tokenizer_directory(directory, base)
     model = load_model(directory, device=device)
     if adapter is None:
         return model, directory
-    return load_adapter(model, resolve_model_directory(adapter)).to(device), directory
+    return load_adapter(model, resolve_model_directory(adapter), directory).to(device), directory
 
 
 def is_adapter(directory: Path) -> bool:

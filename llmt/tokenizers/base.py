@@ -177,6 +177,14 @@ class Tokenizer(ABC):
         """Write conversations by this template from now on; a class that can saves it too."""
         self._chat_template = template
 
+    def add_special_tokens(self, tokens: Sequence[str]) -> None:
+        """Know more tokens that no text spells, behind those that there are; a token that is known is only marked.
+
+        Raises:
+            UsageError: This kind of tokenizer cannot.
+        """
+        raise UsageError("added_tokens: this tokenizer takes no more tokens", "use one that has a tokenizer.json")
+
     @property
     def is_lossless(self) -> bool:
         """Whether `decode(encode(text)) == text` is known for every well-formed text."""

@@ -136,6 +136,12 @@ class FastTokenizer(Tokenizer):
         config = {key: value for key, value in self.parts.config.items() if key != "chat_template"}
         self._parts = replace(self.parts, chat_template=template, config=config)
 
+    def add_special_tokens(self, tokens: Sequence[str]) -> None:
+        """Know more tokens that no text spells, behind those that there are; a token that is known is only marked."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens])
+        self.adopt(replace(self.parts, backend=backend))
+
     @property
     def is_lossless(self) -> bool:
         """Whether `decode(encode(text)) == text` for every well-formed text."""

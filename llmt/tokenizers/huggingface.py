@@ -134,6 +134,10 @@ class HFTokenizerWrapper(Tokenizer):
         """Write conversations by this template from now on; it is saved with the tokenizer."""
         self.tokenizer.chat_template = template
 
+    def add_special_tokens(self, tokens: Sequence[str]) -> None:
+        """Know more tokens that no text spells, behind those that there are; a token that is known is only marked."""
+        self.tokenizer.add_tokens(list(tokens), special_tokens=True)
+
     @property
     def is_lossless(self) -> bool:
         """Whether `decode(encode(text)) == text` for every well-formed text, as far as its parts tell."""

@@ -58,7 +58,10 @@ def refuse_unread(asked: TrainConfig, base: Path | None, given: list[Given], set
     for value in [*given, *parse_sets(sets, [])]:
         path = setting_of(value.key)
         shape = path.startswith("model.") and path not in other
-        if base is not None and (path.startswith("tokenizer.") or (shape and not path.endswith("dropout"))):
+        if path.startswith("lora.") and path != "lora.enabled" and not asked.lora.enabled:
+            raise UsageError(f"{value.place}: is about an adapter, and none is trained", f"--lora {value.place}")
+        taken = path.startswith("tokenizer.") and path != "tokenizer.added_tokens"
+        if base is not None and (taken or (shape and not path.endswith("dropout"))):
             raise UsageError(f"{value.place}: the base brings its own {path.partition('.')[0]}", "leave it out")
         if shape and (asked.model.huggingface or asked.model.custom):
             raise UsageError(f"{value.place}: another architecture has its own settings", "write it among those")

@@ -315,6 +315,8 @@ def build_trainer(
         reuse_memory()
     if own is None:
         model, exact = make_model(config, prepared.plan, corpus.tokenizer, prepared.origin)
+        if isinstance(model, LoraModel):
+            model.trained_on = prepared.fingerprint["base"]
     else:
         model, exact = take_model(config, prepared.plan, own)
     if data.masks and not keeps_documents_apart(model):
@@ -470,6 +472,8 @@ def _workload(config: TrainConfig, corpus: Corpus, base: Path | None) -> Workloa
             model, vocab_size = foreign_shape(values), int(values.get("vocab_size", vocab_size))
             with open_weights(base) as reader:
                 counted = sum(math.prod(tensor.shape) for tensor in reader.described.values())
+        if config.tokenizer.added_tokens:
+            vocab_size = max(vocab_size, corpus.tokenizer.vocab_size)  # the model gets room for them
         check_fits(corpus.tokenizer, vocab_size, str(base))
     elif model.huggingface or model.custom:
         values, counted = measured_shape(model, vocab_size, config.data.block_size)

@@ -85,6 +85,9 @@ def prepare_corpus(
         tokenizer, note = train_tokenizer("byte", ()), "byte tokenizer"
     else:
         tokenizer, note = _cached_tokenizer(config.tokenizer, config.data, cache / "tokenizers", progress)
+    if config.tokenizer.added_tokens:
+        tokenizer.add_special_tokens(config.tokenizer.added_tokens)
+        note += f", with {', '.join(config.tokenizer.added_tokens)}"
     data = open_data(
         config.data,
         tokenizer,
@@ -102,7 +105,7 @@ def _cached_tokenizer(
     reading = Reading.of(data)
     decides = {
         "format": TOKENIZER_FORMAT,
-        "tokenizer": config.model_dump(),
+        "tokenizer": config.model_dump(exclude={"added_tokens"}),
         "text": fingerprint_sources(data.sources, reading),
         "held_out": fingerprint_sources(data.validation_sources, reading) if data.validation_sources else None,
         "options": data.model_dump(include=_DECIDES),

@@ -1,17 +1,14 @@
 """What the numbers of a run depend on, by name; kept in every checkpoint and compared by a resume."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmt.checkpoints import layout
-from llmt.checkpoints.detect import find_weights
-from llmt.checkpoints.files import storage_errors
 from llmt.checkpoints.manifest import llmt_version
 from llmt.config.run import TrainConfig
+from llmt.models.identity import weights_hash
 from llmt.system.plan import RunPlan
 from llmt.training.schedule import warmup_steps
 
@@ -48,7 +45,7 @@ def fingerprint_of(
     measured = None if training.eval_batches is None else training.eval_batches * training.per_device_train_batch_size
     return {
         # The checkpoints of an adapter do not hold the weights below it.
-        "base": weights_fingerprint(base) if base is not None and config.lora.enabled else None,
+        "base": weights_hash(base) if base is not None and config.lora.enabled else None,
         "llmt": llmt_version(),
         "torch": torch.__version__,
         "device": plan.device,
@@ -72,17 +69,3 @@ def fingerprint_of(
 def asked_passes(config: TrainConfig) -> list[int | bool]:
     """See `ASKED`."""
     return [config.training.per_device_train_batch_size, config.training.auto_micro_batch]
-
-
-def weights_fingerprint(directory: Path) -> str:
-    """SHA-256 over the weight files of a model directory and what says how to compute with them.
-
-    Raises:
-        ModelFileError: It has none.
-        StorageError: A file cannot be read.
-    """
-    total = hashlib.sha256()
-    for path in (directory / layout.CONFIG_FILE, *find_weights(directory).paths):
-        with storage_errors("reading the base model", path), path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()

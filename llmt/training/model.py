@@ -16,6 +16,7 @@ from llmt.errors import MismatchError
 from llmt.models.base import BaseLanguageModel
 from llmt.models.fresh import new_model
 from llmt.models.huggingface import HuggingFaceModelWrapper
+from llmt.models.identity import NOT_COMPARED
 from llmt.models.load import load_model
 from llmt.models.lora import LoraModel, add_lora
 from llmt.models.transformer import TransformerLM
@@ -32,23 +33,16 @@ percent of the time."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-NOT_COMPARED = {
-    "dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "use_cache", "bos_token_id",
-    "eos_token_id", "pad_token_id",
-}  # fmt: skip
-"""Keys of a `config.json` that change no logit."""
-
-
 def make_model(
     config: TrainConfig, plan: RunPlan, tokenizer: Tokenizer, base: Path | None
 ) -> tuple[BaseLanguageModel, dict[str, Tensor]]:
     """The model in its compute precision, and the fp32 values of what will be trained, by name.
 
     Raises:
+        ConfigError: An adapter does not fit the base.
         MismatchError: Gradient checkpointing was asked for, and the model does not offer it.
         ModelFileError: The base cannot be read.
     """
-    dtype = DTYPES[plan.precision]
     if base is not None:
         model = load_model(base, device=plan.device)
         if isinstance(model, TransformerLM):
@@ -57,11 +51,15 @@ def make_model(
         ids = special_ids(tokenizer)
         fresh = new_model(config.model, tokenizer.vocab_size, config.data.block_size, config.seed, ids)
         model = fresh.to(plan.device)
+    added = [tokenizer.token_to_id(token) for token in config.tokenizer.added_tokens]
+    if base is not None and config.tokenizer.added_tokens and tokenizer.vocab_size > model.vocab_size:
+        model.resize_token_embeddings(tokenizer.vocab_size)
     _set_checkpointing(model, config)
     if config.lora.enabled:
         torch.manual_seed(config.seed)
-        return add_lora(_cast(model, dtype), config.lora), {}
-    return _rounded(model, dtype)
+        token_ids = sorted(number for number in added if number is not None)
+        model = add_lora(model, config.lora, token_ids=token_ids, total_steps=plan.total_steps)
+    return _rounded(model, DTYPES[plan.precision])
 
 
 def take_model(
@@ -84,10 +82,11 @@ def _set_checkpointing(model: BaseLanguageModel, config: TrainConfig) -> None:
 
 
 def _rounded(model: BaseLanguageModel, dtype: torch.dtype) -> tuple[BaseLanguageModel, dict[str, Tensor]]:
-    """A model in fp32 in its compute precision, and the values before rounding."""
+    """A model in fp32 in its compute precision, and the values before rounding; of an adapter's base none is kept."""
     exact: dict[str, Tensor] = {}
     if dtype != torch.float32:
-        exact = {name: p.detach().clone() for name, p in model.named_parameters()}
+        whole = not isinstance(model, LoraModel)
+        exact = {name: p.detach().clone() for name, p in model.named_parameters() if whole or p.requires_grad}
     return _cast(model, dtype), exact
 
 
@@ -95,7 +94,8 @@ def _cast(model: BaseLanguageModel, dtype: torch.dtype) -> BaseLanguageModel:
     """The model with parameters in another precision, in place."""
     kept = {name: b.clone() for name, b in model.named_buffers() if b.is_floating_point()}
     model.to(dtype)
-    if isinstance(model, HuggingFaceModelWrapper):  # its rotary frequencies are fp32 in every precision
+    inner = model.base if isinstance(model, LoraModel) else model
+    if isinstance(inner, HuggingFaceModelWrapper):  # its rotary frequencies are fp32 in every precision
         for name, buffer in kept.items():
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, buffer)

@@ -130,7 +130,7 @@ def seed_adapter() -> dict[str, bytes]:
     """An adapter of a small model."""
     from safetensors.torch import save
 
-    from llmt.config.training import LoraConfig
+    from llmt.config.lora import LoraConfig
     from llmt.models.lora import add_lora
 
     model = add_lora(base_model(), LoraConfig(enabled=True, r=2, target_modules=("q_proj", "v_proj")))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llmt.config.training import LoraConfig
+from llmt.config.lora import LoraConfig
 from llmt.errors import UsageError
 from llmt.models.apart import keeps_documents_apart
 from llmt.models.attention import document_visibility

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmt.config.training import LoraConfig
+from llmt.config.lora import LoraConfig
 from llmt.errors import UsageError
 from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.load import load_model
