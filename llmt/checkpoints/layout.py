@@ -14,6 +14,8 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 ADAPTER_MODEL = "adapter_model.safetensors"
+BASE_HASH = "base_sha256"
+"""Name, in the metadata of an adapter's file, of the hash of the weights that it was trained on."""
 ADAPTER_CONFIG = "adapter_config.json"
 
 RUN_CONFIG = "config.yaml"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from llmt.checkpoints.output import folder_beside, output_directory, require_free_output
 from llmt.errors import ModelFileError
+from llmt.models.identity import check_base
 from llmt.models.load import load_model
 from llmt.models.lora import load_adapter
 from llmt.models.open import base_of, is_adapter, tokenizer_directory
@@ -35,7 +36,8 @@ def merge_adapter(
     base = base or base_of(adapter)
     output = output or folder_beside(adapter, "merged")
     require_free_output(output, [adapter, base], overwrite)
-    model = load_adapter(load_model(base), adapter, base).merge()
+    check_base(adapter, base)
+    model = load_adapter(load_model(base), adapter).merge()
     tokenizer = load_tokenizer(tokenizer_directory(adapter, base))
     with output_directory(output, durable=True, extra={}) as staged:
         model.write(staged, token_ids=special_ids(tokenizer), max_shard_size=max_shard_size)

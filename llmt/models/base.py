@@ -137,6 +137,11 @@ class BaseLanguageModel(nn.Module, ABC):
         return parameter
 
     @property
+    def core(self) -> nn.Module:
+        """The module whose layers another library may change: this one, or the one that it is wrapped around."""
+        return self
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device

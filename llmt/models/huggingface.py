@@ -170,6 +170,12 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         logits = self(input_ids, position_ids=position_ids)
         return TokenLoss(logits_loss(logits.flatten(0, 1), labels.flatten()), int((labels != IGNORED).sum()))
 
+    @property
+    def core(self) -> nn.Module:
+        """The model of transformers itself."""
+        core: nn.Module = self.inner
+        return core
+
     def model_config(self) -> dict[str, Any]:
         """The `config.json` it came with."""
         values: dict[str, Any] = self.inner.config.to_dict()

@@ -1,4 +1,4 @@
-"""a model directory -> a hash of what it computes with, whatever files it lies in."""
+"""a model directory -> a hash of what it computes with, whatever files it lies in; an adapter knows its base by it."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import torch
 from llmt.checkpoints import layout
 from llmt.checkpoints.reading import read_json
 from llmt.checkpoints.weights import open_weights
+from llmt.errors import MismatchError
 
 NOT_COMPARED = {
     "dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "use_cache", "bos_token_id",
@@ -33,8 +34,25 @@ def weights_hash(directory: Path) -> str:
     with open_weights(directory) as reader:
         each = {}
         for name, tensor in reader.tensors(mapped=True):
-            numbers = tensor.contiguous().flatten().view(torch.uint8)
-            each[name] = f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(numbers.numpy()).hexdigest()}"
+            numbers = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            digest = hashlib.sha256(numbers.data).hexdigest()
+            each[name] = f"{tensor.dtype} {tuple(tensor.shape)} {digest}"
     for name in sorted(each):
         total.update(f"{name} {each[name]}\n".encode())
     return total.hexdigest()
+
+
+def check_base(adapter: Path, base: Path) -> None:
+    """The base is the one that an adapter was trained on, where the adapter says which.
+
+    Raises:
+        MismatchError: It is another.
+        ModelFileError: A file is missing or damaged.
+    """
+    with open_weights(adapter / layout.ADAPTER_MODEL) as reader:
+        trained_on = reader.metadata.get(layout.BASE_HASH)
+    if trained_on is not None and trained_on != weights_hash(base):
+        raise MismatchError(
+            f"{adapter}: was trained on another base than {base}, whose weights differ",
+            f"llmt generate {adapter}   takes the base that it names",
+        )

@@ -6,25 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmt.checkpoints import layout
 from llmt.checkpoints.atomic import StagedDirectory
 from llmt.checkpoints.saving import save_tensors
-from llmt.checkpoints.weights import load_tensors, open_weights
+from llmt.checkpoints.weights import open_weights
 from llmt.config.lora import LoraConfig
 from llmt.errors import MismatchError, ModelFileError
+from llmt.models.adalora import RankBudget
 from llmt.models.base import BaseLanguageModel, where_given
 from llmt.models.cache import KeyValueCache
-from llmt.models.huggingface import HuggingFaceModelWrapper
-from llmt.models.identity import weights_hash
 from llmt.models.loss import TokenLoss
 from llmt.models.peft_methods import SETTINGS_OF, TYPES, class_of, configure, require_peft
 
 ADAPTER_NAME = "default"
 TIED_HEAD = "base_model.model.lm_head.weight"
-BASE_HASH = "base_sha256"
-"""Name, in the metadata of an adapter's file, of the hash of the weights that it was trained on."""
 
 
 @final
@@ -41,6 +38,7 @@ class LoraModel(BaseLanguageModel):
         base: The model under the adapter, whose layers peft has put its own around.
         peft: peft's own view of it.
         trained_on: The hash of the base's weights, for whoever opens the adapter; empty where it is not known.
+        budget: Takes ranks away in training, where the method is AdaLoRA.
     """
 
     peft: Any
@@ -50,12 +48,14 @@ class LoraModel(BaseLanguageModel):
         from peft import get_peft_model
 
         # Not registered as a module: its layers are those of the base, and would be found twice.
-        self.__dict__["peft"] = get_peft_model(_core(base), peft_config, autocast_adapter_dtype=False)
+        self.__dict__["peft"] = get_peft_model(base.core, peft_config, autocast_adapter_dtype=False)
         self.base = base
         self.vocab_size = base.vocab_size
         self.context_length = base.context_length
         self.metadata, self.extras = base.metadata, base.extras
         self.trained_on = ""
+        tuner = self.peft.base_model
+        self.budget = RankBudget(tuner, base.core) if hasattr(tuner, "rankallocator") else None
         self._saved_names = self._find_saved_names()
 
     def hidden_states(
@@ -76,8 +76,11 @@ class LoraModel(BaseLanguageModel):
         return logits
 
     def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> TokenLoss:
-        """Next-token loss of a batch whose labels are shifted already."""
-        return self.base.loss(input_ids, labels, **where_given(position_ids))
+        """Next-token loss of a batch whose labels are shifted already; in training with AdaLoRA's penalty on it."""
+        found = self.base.loss(input_ids, labels, **where_given(position_ids))
+        if self.budget is None or not self.training:
+            return found
+        return TokenLoss(found.nats + found.tokens * self.budget.penalty(), found.tokens)
 
     def new_cache(self, batch_size: int, length: int) -> KeyValueCache | None:
         """Room for `batch_size` sequences of `length` tokens."""
@@ -144,7 +147,7 @@ def add_lora(
         MissingPackageError: peft cannot be imported.
     """
     require_peft()
-    return LoraModel(base, configure(_core(base), config, token_ids, total_steps))
+    return LoraModel(base, configure(base.core, config, token_ids, total_steps))
 
 
 def write_adapter(
@@ -175,17 +178,16 @@ def write_adapter(
         found[TIED_HEAD] = next(tensor for name, tensor in found.items() if name.endswith("embed_tokens.weight"))
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     staged.write_json(layout.ADAPTER_CONFIG, json.loads(json.dumps(plain, default=str)))
-    metadata = {"format": "pt"} | ({BASE_HASH: model.trained_on} if model.trained_on else {})
+    metadata = {"format": "pt"} | ({layout.BASE_HASH: model.trained_on} if model.trained_on else {})
     save_tensors(staged, layout.ADAPTER_MODEL, found, metadata)
 
 
-def load_adapter(base: BaseLanguageModel, directory: Path, base_directory: Path | None = None) -> LoraModel:
+def load_adapter(base: BaseLanguageModel, directory: Path) -> LoraModel:
     """Put a saved adapter on its base.
 
     Args:
         base: The model; where the adapter has learnt tokens that it lacks, it gets room for them.
         directory: Holds the adapter.
-        base_directory: Where the base is from, so that it can be compared with the one that was trained on.
 
     Raises:
         ModelFileError: A file is missing or damaged.
@@ -199,12 +201,12 @@ def load_adapter(base: BaseLanguageModel, directory: Path, base_directory: Path 
         raise ModelFileError(
             f"{directory}: a {kind} adapter; this version reads {', '.join(sorted(TYPES))}", "use peft"
         )
-    trained_on = "" if base_directory is None else check_base(directory, base_directory)
-    tensors = load_tensors(directory / layout.ADAPTER_MODEL)
+    with open_weights(directory / layout.ADAPTER_MODEL) as reader:
+        trained_on, tensors = reader.metadata.get(layout.BASE_HASH, ""), dict(reader.tensors())
     if _is_tied(base):
         tensors.pop(TIED_HEAD, None)
     _make_room(base, values, directory)
-    ours = {"auto_mapping", "ensure_weight_tying"} - ({"ensure_weight_tying"} if _is_foreign(base) else set())
+    ours = {"auto_mapping"} | ({"ensure_weight_tying"} if base.core is base else set())
     known = {f: values[f] for f in class_of(kind).__dataclass_fields__ if f in values and f not in ours}
     known |= {"task_type": None, "inference_mode": False, "base_model_name_or_path": None}
     try:
@@ -225,23 +227,6 @@ def load_adapter(base: BaseLanguageModel, directory: Path, base_directory: Path 
     model.load_adapter_weights(tensors)
     model.trained_on = trained_on
     return model
-
-
-def check_base(directory: Path, base_directory: Path) -> str:
-    """The base is the one that an adapter was trained on, where the adapter says which; returns the hash of that.
-
-    Raises:
-        MismatchError: It is another.
-        ModelFileError: A file is damaged.
-    """
-    with open_weights(directory / layout.ADAPTER_MODEL) as reader:
-        trained_on = reader.metadata.get(BASE_HASH, "")
-    if trained_on and trained_on != weights_hash(base_directory):
-        raise MismatchError(
-            f"{directory}: was trained on another base than {base_directory}: its weights differ",
-            f"llmt generate {directory}   takes the base that it names",
-        )
-    return trained_on
 
 
 def _make_room(base: BaseLanguageModel, values: Mapping[str, Any], directory: Path) -> None:
@@ -280,16 +265,6 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     return values
 
 
-def _core(base: BaseLanguageModel) -> nn.Module:
-    """What peft is put on: a model of transformers itself, so that it knows what is tied to what."""
-    core: nn.Module = base.inner if isinstance(base, HuggingFaceModelWrapper) else base
-    return core
-
-
-def _is_foreign(base: BaseLanguageModel) -> bool:
-    return isinstance(base, HuggingFaceModelWrapper)
-
-
 def _is_tied(base: BaseLanguageModel) -> bool:
     """Whether the output head is the embedding, and no module of its own as in transformers."""
-    return not _is_foreign(base) and bool(base.model_config().get("tie_word_embeddings"))
+    return base.core is base and bool(base.model_config().get("tie_word_embeddings"))

@@ -6,6 +6,7 @@ from llmt.checkpoints import layout
 from llmt.checkpoints.runs import resolve_model_directory
 from llmt.errors import ModelFileError
 from llmt.models.base import BaseLanguageModel
+from llmt.models.identity import check_base
 from llmt.models.load import load_model
 from llmt.models.lora import load_adapter, read_adapter_config
 
@@ -30,12 +31,15 @@ def open_model(path: Path, adapter: Path | None, device: str) -> tuple[BaseLangu
         if adapter is not None:
             raise ModelFileError(f"{path}: is an adapter itself", f"llmt generate BASE --adapter {path}")
         base = resolve_model_directory(base_of(directory))
-        adapted = load_adapter(load_model(base, device=device), directory, base).to(device)
+        check_base(directory, base)
+        adapted = load_adapter(load_model(base, device=device), directory).to(device)
         return adapted, tokenizer_directory(directory, base)
     model = load_model(directory, device=device)
     if adapter is None:
         return model, directory
-    return load_adapter(model, resolve_model_directory(adapter), directory).to(device), directory
+    adapter = resolve_model_directory(adapter)
+    check_base(adapter, directory)
+    return load_adapter(model, adapter).to(device), directory
 
 
 def is_adapter(directory: Path) -> bool:

@@ -95,22 +95,19 @@ def configure(model: nn.Module, config: LoraConfig, token_ids: Sequence[int], to
         ConfigError: A name matches nothing, or a rank is larger than a layer; names them.
     """
     method = METHODS[config.method]
+    init = True if config.init == "default" else config.init
+    asked = {"r": config.r, "alpha": config.alpha, "dropout": config.dropout, "bias": config.bias, "init": init}
     targets = find_targets(model, config)
     values: dict[str, Any] = {
         "target_modules": targets,
         "modules_to_save": _modules_to_save(model, config.modules_to_save, targets) or None,
         **method.fixed,
-        **{theirs: config.model_dump()[ours] for ours, theirs in method.names.items()},
+        **{method.names[name]: value for name, value in asked.items() if name in method.names},
     }
-    if config.init == "default":
-        values.pop("init_lora_weights", None)
-    tied = "config" in dir(model) and model.config.tie_word_embeddings
-    if tied and config.modules_to_save:
+    if config.modules_to_save and _is_tied_elsewhere(model):
         if "ensure_weight_tying" not in SETTINGS_OF.get(method.peft_type, ()):
-            raise ConfigError(
-                [f"lora.modules_to_save: {config.method} cannot train what the output head shares"],
-                "--lora-method lora",
-            )
+            what = f"lora.modules_to_save: {config.method} cannot train what the output head shares"
+            raise ConfigError([what], "--lora-method lora")
         values["ensure_weight_tying"] = True
     if config.method == "adalora":
         values |= _budget(config.r, total_steps)
@@ -134,8 +131,11 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     """
     layers = {name: module for name, module in model.named_modules() if _is_linear(module)}
     inner = {name: module for name, module in layers.items() if _IN_BLOCK.search(name)}
+    if not inner:  # a model of one's own without blocks: all but its output head
+        rows = {module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)}
+        inner = {name: module for name, module in layers.items() if module.weight.shape[0] not in rows}
     if not inner:
-        raise ConfigError(["lora: the base has no linear layers in blocks"], "use a base with nn.Linear layers")
+        raise ConfigError(["lora: the base has no linear layers"], "use a base with nn.Linear layers")
     chosen = _chosen(inner, config.target_modules)
     name, least = min(((n, min(module.weight.shape)) for n, module in chosen.items()), key=lambda found: found[1])
     if METHODS[config.method].low_rank and least < config.r:
@@ -205,6 +205,12 @@ def _embeddings(model: nn.Module) -> list[str]:
     weights = {id(module.weight) for module in embeddings.values()}
     own = [name for name in heads if id(model.get_submodule(name).weight) not in weights]
     return [name for name, module in embeddings.items() if module.num_embeddings == rows] + own
+
+
+def _is_tied_elsewhere(model: Any) -> bool:
+    """Whether a model of transformers has its output head as a second module around its embedding's numbers."""
+    heads = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return heads is not None and heads.weight is model.get_input_embeddings().weight
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -11,6 +11,8 @@ from llmt.config.run import TrainConfig
 from llmt.errors import BusyOutputError, MissingPackageError, UsageError
 from llmt.models.hub import local_path
 
+_OTHER = ("model.huggingface", "model.custom")
+
 
 def choose_base(asked: TrainConfig, named: str | None, *, resume: bool = False) -> Path | None:
     """The base that was named, the run that was named, or the newest finished run under an adapter.
@@ -54,17 +56,21 @@ def refuse_unread(asked: TrainConfig, base: Path | None, given: list[Given], set
     Raises:
         UsageError: There is such a flag.
     """
-    other = ("model.huggingface", "model.custom")
     for value in [*given, *parse_sets(sets, [])]:
         path = setting_of(value.key)
-        shape = path.startswith("model.") and path not in other
         if path.startswith("lora.") and path != "lora.enabled" and not asked.lora.enabled:
-            raise UsageError(f"{value.place}: is about an adapter, and none is trained", f"--lora {value.place}")
-        taken = path.startswith("tokenizer.") and path != "tokenizer.added_tokens"
-        if base is not None and (taken or (shape and not path.endswith("dropout"))):
+            raise UsageError(f"{value.place}: is about an adapter, and none is trained", "--lora beside it")
+        if base is not None and _is_brought(path):
             raise UsageError(f"{value.place}: the base brings its own {path.partition('.')[0]}", "leave it out")
-        if shape and (asked.model.huggingface or asked.model.custom):
+        if path.startswith("model.") and path not in _OTHER and (asked.model.huggingface or asked.model.custom):
             raise UsageError(f"{value.place}: another architecture has its own settings", "write it among those")
+
+
+def _is_brought(path: str) -> bool:
+    """Whether a base has this setting already: its tokenizer, but for new tokens, and its shape, but for dropout."""
+    if path.startswith("tokenizer."):
+        return path != "tokenizer.added_tokens"
+    return path.startswith("model.") and path not in _OTHER and not path.endswith("dropout")
 
 
 def with_base(asked: TrainConfig, base: Path | None) -> TrainConfig:

@@ -25,6 +25,7 @@ from llmt.errors import DeviceError, MismatchError, ModelFileError, UsageError
 from llmt.models.apart import keeps_documents_apart
 from llmt.models.base import BaseLanguageModel
 from llmt.models.fresh import measured_shape
+from llmt.models.identity import weights_hash
 from llmt.models.llama import context_of, foreign_shape, is_llama, parse_llama_config
 from llmt.models.load import read_config
 from llmt.models.lora import LoraModel
@@ -42,7 +43,7 @@ from llmt.training.keeper import RunKeeper, read_state
 from llmt.training.limits import total_steps
 from llmt.training.loop import TrainingLoop, Validation
 from llmt.training.micro_batch import largest_micro_batch
-from llmt.training.model import compile_blocks, go_back, make_model, restore, take_model
+from llmt.training.model import companion_of, compile_blocks, go_back, make_model, restore, take_model
 from llmt.training.optim import Optimizer
 from llmt.training.pace import limits_of, schedule_of
 from llmt.training.resume import check_same_run, pin_plan, regroups, share_step
@@ -247,7 +248,8 @@ def decide(
         plan = replace(plan, estimated_bytes=needed, lines=kept)
     plan = _with_working_compiler(plan, config)
     plan = RunPlan.of_values(runtime.share(plan.values()))
-    fingerprint = fingerprint_of(config, plan, start.base, runtime.world_size, start.facts)
+    frozen = weights_hash(start.base) if start.base is not None and config.lora.enabled else None
+    fingerprint = fingerprint_of(config, plan, frozen, runtime.world_size, start.facts)
     fingerprint |= {
         "data": corpus.data.fingerprint,
         "tokenizer": corpus.tokenizer.fingerprint(),
@@ -315,8 +317,6 @@ def build_trainer(
         reuse_memory()
     if own is None:
         model, exact = make_model(config, prepared.plan, corpus.tokenizer, prepared.origin)
-        if isinstance(model, LoraModel):
-            model.trained_on = prepared.fingerprint["base"]
     else:
         model, exact = take_model(config, prepared.plan, own)
     if data.masks and not keeps_documents_apart(model):
@@ -324,7 +324,7 @@ def build_trainer(
             "data.document_mask: this model reads across the documents of a sequence", "--no-document-mask"
         )
     compile_blocks(model, prepared.plan)
-    optimizer = Optimizer(model, config.training, exact)
+    optimizer = Optimizer(model, config.training, exact, companion_of(model))
     prepared = _tried(prepared, model, optimizer, runtime)
     plan = prepared.plan
     source = None if prepared.checkpoint is None else prepared.checkpoint.step
@@ -359,6 +359,8 @@ def _equip(loop: TrainingLoop, prepared: Prepared, runtime: Runtime, *, fresh: b
     """What a loop does beside its steps."""
     config, model = prepared.config, loop.model
     loop.fingerprint, loop.notes = prepared.fingerprint, prepared.notes
+    if isinstance(model, LoraModel):
+        model.trained_on = prepared.fingerprint["base"]
     loop.guard = Guard(model, loop.optimizer, fresh=fresh, own=isinstance(model, TransformerLM | LoraModel))
     loop.validation = _validation(prepared, runtime)
     if config.training.ema_decay is not None:

@@ -1,14 +1,12 @@
 """What the numbers of a run depend on, by name; kept in every checkpoint and compared by a resume."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from llmt.checkpoints.manifest import llmt_version
 from llmt.config.run import TrainConfig
-from llmt.models.identity import weights_hash
 from llmt.system.plan import RunPlan
 from llmt.training.schedule import warmup_steps
 
@@ -30,22 +28,21 @@ ASKED = "asked_passes"
 
 
 def fingerprint_of(
-    config: TrainConfig, plan: RunPlan, base: Path | None, world_size: int, facts: Mapping[str, Any]
+    config: TrainConfig, plan: RunPlan, base: str | None, world_size: int, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a run depends on beside its text, its tokenizer and its processor.
 
     Args:
         config: The run as asked.
         plan: The run as decided.
-        base: Directory of the model that it goes on from.
+        base: Hash of the weights under an adapter, which its checkpoints do not hold.
         world_size: Processes that share a step.
         facts: More of it.
     """
     training = config.training
     measured = None if training.eval_batches is None else training.eval_batches * training.per_device_train_batch_size
     return {
-        # The checkpoints of an adapter do not hold the weights below it.
-        "base": weights_hash(base) if base is not None and config.lora.enabled else None,
+        "base": base,
         "llmt": llmt_version(),
         "torch": torch.__version__,
         "device": plan.device,

@@ -82,7 +82,7 @@ def _published_step(loop: TrainingLoop, keeper: RunKeeper) -> tuple[int, str]:
 def load_finished(directory: Path, base: Path | None, device: str) -> BaseLanguageModel:
     """A model directory in fp32; an adapter on its base."""
     if (directory / "adapter_config.json").is_file() and base is not None:
-        return load_adapter(load_model(base, device=device), directory, base).to(device)
+        return load_adapter(load_model(base, device=device), directory).to(device)
     return load_model(directory, device=device)
 
 

@@ -24,6 +24,7 @@ from llmt.system.plan import RunPlan
 from llmt.tokenizers.base import Tokenizer, special_ids
 from llmt.training.keeper import RunKeeper, read_checkpoint
 from llmt.training.loop import TrainingLoop
+from llmt.training.optim import Companion
 
 FRUGAL = {"ban_recompute_used_far_apart": False, "ban_recompute_materialized_backward": False}
 """Settings of torch's partition of a compiled block: its backward pass computes norms, gates and the softmax again from
@@ -87,7 +88,11 @@ def _rounded(model: BaseLanguageModel, dtype: torch.dtype) -> tuple[BaseLanguage
     if dtype != torch.float32:
         whole = not isinstance(model, LoraModel)
         exact = {name: p.detach().clone() for name, p in model.named_parameters() if whole or p.requires_grad}
-    return _cast(model, dtype), exact
+    model = _cast(model, dtype)
+    if isinstance(model, LoraModel) and model.budget is not None:  # it reads gradients where the weights are
+        for name, parameter in model.named_parameters():
+            parameter.data = exact.pop(name, parameter.data)
+    return model, exact
 
 
 def _cast(model: BaseLanguageModel, dtype: torch.dtype) -> BaseLanguageModel:
@@ -100,6 +105,11 @@ def _cast(model: BaseLanguageModel, dtype: torch.dtype) -> BaseLanguageModel:
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, buffer)
     return model
+
+
+def companion_of(model: BaseLanguageModel) -> Companion | None:
+    """What moves the weights of a model besides the optimizers, if anything does."""
+    return model.budget if isinstance(model, LoraModel) else None
 
 
 def compile_blocks(model: BaseLanguageModel, plan: RunPlan) -> None:

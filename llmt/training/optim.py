@@ -6,6 +6,7 @@ copy. A parameter in fp32 is its own master. Everything is known by parameter na
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,25 @@ from torch import Tensor, nn
 from llmt.config.training import TrainingConfig
 from llmt.errors import MismatchError
 from llmt.training.groups import ENTRIES, Weight, make_groups
+
+COMPANION = "companion."
+"""What the names of a companion's tensors begin with, beside those of the optimizers."""
+
+
+class Companion(Protocol):
+    """What moves weights besides the optimizers, after each step."""
+
+    def after_move(self, step: int) -> None:
+        """A step is done; its gradients are there still."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What it goes on with, by name."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        ...
 
 
 class Optimizer:
@@ -23,6 +43,7 @@ class Optimizer:
         config: Rates, moments and decay.
         exact: fp32 values of the parameters by name, from before they were rounded; those that are
             missing start from the rounded ones.
+        companion: Moves weights too.
 
     Attributes:
         frozen: fp32 values, by name, of rounded parameters that are not trained: they are saved as they were.
@@ -31,12 +52,19 @@ class Optimizer:
         DeviceError: The optimizer does not run where the model is, or its package is missing.
     """
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, exact: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        exact: Mapping[str, Tensor] | None = None,
+        companion: Companion | None = None,
+    ) -> None:
         values = exact or {}
         self.weights = [_weight(name, p, values.get(name)) for name, p in model.named_parameters() if p.requires_grad]
         self.frozen = {n: values[n] for n, p in model.named_parameters() if not p.requires_grad and n in values}
         self.groups = make_groups(self.weights, config)
         self._copies = [w for w in self.weights if w.is_copy]
+        self._companion = companion
 
     def set_rate(self, factor: float) -> None:
         """Set every group's learning rate to its peak times `factor`."""
@@ -71,10 +99,16 @@ class Optimizer:
         return [w.master.grad for w in self.weights if w.master.grad is not None]
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Move the masters, copy them into the parameters and clear the gradients."""
+    def step(self, number: int = 1) -> None:
+        """Move the masters, copy them into the parameters and clear the gradients.
+
+        Args:
+            number: Of the step, from 1.
+        """
         for group in self.groups:
             group.optimizer.step()
+        if self._companion is not None and self.gradients():
+            self._companion.after_move(number)
         for weight in self.weights:
             weight.master.grad = None
         if self._copies:
@@ -86,7 +120,9 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Optimizer tensors as `name.key`, in their own number format; a count that is no tensor as one of int64."""
-        return {f"{name}.{key}": value for name, key, value in self._entries()}
+        more = {} if self._companion is None else self._companion.state()
+        own = {f"{name}.{key}": value for name, key, value in self._entries()}
+        return own | {COMPANION + name: value for name, value in more.items()}
 
     def load(self, masters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         """Take up weights and optimizer tensors as `masters` and `state` gave them, and forget those that were there.
@@ -95,10 +131,14 @@ class Optimizer:
             MismatchError: Names or shapes differ, or a weight has only a part of its optimizer tensors.
         """
         found: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        more = {key.removeprefix(COMPANION): value for key, value in state.items() if key.startswith(COMPANION)}
         for key, value in state.items():
-            name, _, entry = key.rpartition(".")
-            found[name][entry] = value
+            if not key.startswith(COMPANION):
+                name, _, entry = key.rpartition(".")
+                found[name][entry] = value
         self._check(masters, found)
+        if self._companion is not None:
+            self._companion.load(more)
         with torch.no_grad():
             for weight in self.weights:
                 weight.master.copy_(masters[weight.name])

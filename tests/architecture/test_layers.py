@@ -17,7 +17,7 @@ DOORS = {
     "safetensors": (),  # the format is read and written by our own code; the library is the oracle of its tests
     "datasets": ("llmt.text.hub",),
     "accelerate": ("llmt.training.runtime",),
-    "peft": ("llmt.models.lora",),
+    "peft": ("llmt.models.lora", "llmt.models.peft_methods"),
     "transformers": ("llmt.tokenizers.huggingface", "llmt.models.huggingface", "llmt.data.chat_child"),
     "jinja2": ("llmt.data.chat_child",),
     "pyarrow": ("llmt.text.compressed", "llmt.text.tables"),

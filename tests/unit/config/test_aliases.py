@@ -54,7 +54,7 @@ REFUSED = {
     "nproc_per_node": ["0", "gpu"],
     "ddp_timeout": ["soon", "true"],
     "auto_find_batch_size": ["auto", "2"],
-    "peft_type": ["ADALORA", "IA3"],
+    "peft_type": ["PREFIX_TUNING", "XLORA"],
 }
 
 

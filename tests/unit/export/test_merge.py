@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmt.checkpoints.atomic import staged_directory
-from llmt.config.model import ModelConfig
 from llmt.config.lora import LoraConfig
+from llmt.config.model import ModelConfig
 from llmt.errors import BusyOutputError, ModelFileError
 from llmt.export.merge import merge_adapter
 from llmt.models.load import load_model

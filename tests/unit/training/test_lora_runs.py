@@ -29,11 +29,13 @@ def _hashes(directory: Path) -> dict[str, str]:
 
 
 def _config(lab: Any, **settings: Any) -> Any:
-    return lab.config(training__max_steps=5, lora__enabled=True, lora__r=4, lora__dropout=0.1, **settings)
+    return lab.config(
+        **({"training__max_steps": 5, "lora__enabled": True, "lora__r": 4, "lora__dropout": 0.1} | settings)
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "vera", "loha", "miss"])
 def test_resume_of_an_adapter_is_exact(lab: Any, base: Path, precision: str, method: str) -> None:
     """With dropout in the adapter, stopped and resumed, its weights are bit for bit the same; the base is untouched."""
     files = _hashes(base)
@@ -44,6 +46,55 @@ def test_resume_of_an_adapter_is_exact(lab: Any, base: Path, precision: str, met
     assert parts.trainer.notes == ()
     assert parts.weights == whole.weights
     assert _hashes(base) == files
+
+
+def test_adalora_spends_its_ranks(lab: Any, base: Path) -> None:
+    """A third of the ranks that it begins with are gone at the end, and not equally many in each layer; the sides of
+    its updates have become nearly orthogonal, as its penalty asks.
+    """
+    config = _config(lab, lora__method="adalora", lora__dropout=0.0, training__max_steps=60)
+    run = lab.run(config, "adapter", base=base, publish=True)
+    values = {n: p for n, p in run.trainer.model.named_parameters() if ".lora_E." in n}
+    kept = [int((value != 0).sum()) for value in values.values()]
+    assert {len(value) for value in values.values()} == {6}
+    assert sum(kept) <= 4 * len(kept) < 6 * len(kept)
+    assert len(set(kept)) > 1
+    opened, _ = open_model(lab.root / "adapter", None, "cpu")
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        theirs = AutoPeftModelForCausalLM.from_pretrained(lab.root / "adapter").eval()
+        assert torch.allclose(theirs(input_ids=ids).logits, opened.eval()(ids), atol=1e-5)
+    assert run.trainer.model.budget is not None
+    fresh = lab.build(config, "fresh", base=base).trainer.model.budget
+    assert float(run.trainer.model.budget.penalty()) < float(fresh.penalty())
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora__method": "adalora"}, {"training__precision": "bf16"}], ids=str)
+def test_new_tokens_beside_an_adapter(lab: Any, base: Path, lora: dict[str, Any]) -> None:
+    """The vocabulary grows by them, their rows are trained and kept, and a resume goes on bit for bit."""
+    lab.text.write_text("<|user|> go <|end|> " * 500, encoding="utf-8")
+    config = _config(lab, tokenizer__added_tokens=["<|user|>", "<|end|>"], lora__dropout=0.0, **lora)
+    whole = lab.run(config, "whole", base=base, publish=True)
+    size = whole.prepared.corpus.tokenizer.vocab_size
+    model, directory = open_model(lab.root / "whole", None, "cpu")
+    assert (model.vocab_size, size) == (size, 260)
+    assert AutoTokenizer.from_pretrained(directory).convert_tokens_to_ids("<|end|>") == 259
+    assert any("trainable_tokens_delta" in weight.name for weight in whole.trainer.optimizer.weights)
+    lab.run(config, "parts", base=base, stop_after=2)
+    assert lab.run(config, "parts", base=base, resume=True).weights == whole.weights
+    theirs = AutoPeftModelForCausalLM.from_pretrained(lab.root / "whole").eval()
+    ids = torch.arange(244, 260)[None]
+    with torch.no_grad():
+        assert torch.allclose(theirs(input_ids=ids).logits, model.eval()(ids), atol=1e-5)
+
+
+def test_new_tokens_of_a_whole_model(lab: Any, base: Path) -> None:
+    """Without an adapter the model is one with more tokens, which transformers opens; its resume is exact."""
+    config = lab.config(training__max_steps=4, tokenizer__added_tokens=["<|user|>"])
+    whole = lab.run(config, "whole", base=base, publish=True)
+    assert AutoModelForCausalLM.from_pretrained(lab.root / "whole").config.vocab_size == 259
+    lab.run(config, "parts", base=base, stop_after=2)
+    assert lab.run(config, "parts", base=base, resume=True).weights == whole.weights
 
 
 def test_another_base_is_refused(lab: Any, base: Path) -> None:

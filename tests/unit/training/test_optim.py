@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from llmt.checkpoints.saving import save_tensors
 from llmt.checkpoints.weights import load_tensors
-from llmt.config.model import ModelConfig
 from llmt.config.lora import LoraConfig
+from llmt.config.model import ModelConfig
 from llmt.config.training import TrainingConfig
 from llmt.errors import DeviceError, MismatchError, MissingPackageError
 from llmt.models.base import BaseLanguageModel
