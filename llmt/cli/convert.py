@@ -174,18 +174,16 @@ def merge_lora(
     from llmt.models.hub import local_path
 
     settings = load_task("merge_lora", MergeSettings, flags=given).config
-    target = merge_adapter(
-        Path(adapter),
-        base=None if settings.base is None else local_path(settings.base),
-        output=None if settings.output_dir is None else Path(settings.output_dir),
-        max_shard_size=settings.max_shard_size,
-        overwrite=settings.overwrite,
-    )
+    merged = merge_adapter(Path(adapter), settings, base=None if settings.base is None else local_path(settings.base))
     if out.as_json:
-        out.json({"directory": str(target)})
-    else:
-        out.result(f"{target}: a full model")
-        out.say(f"next:  llmt generate {target}")
+        out.json({"directory": str(merged.directory), "dtype": merged.dtype, "lost": merged.lost})
+        return
+    out.result(f"{merged.directory}: a full model in {merged.dtype}")
+    if merged.lost:
+        out.result(
+            f"rounding to {merged.dtype} moved the weights by {100 * merged.lost:.1f} % of what the adapter moved them"
+        )
+    out.say(f"next:  llmt generate {merged.directory}")
 
 
 @app.command("gguf", context_settings=CONTEXT)

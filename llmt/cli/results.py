@@ -1,11 +1,13 @@
 """plan and result of a run -> what `llmt train` prints of them."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmt.cli.output import Output
-from llmt.units import format_count, format_duration
+from llmt.units import format_count, format_duration, format_number
 
 if TYPE_CHECKING:
+    from llmt.models.base import BaseLanguageModel
     from llmt.training.build import Prepared
     from llmt.training.finish import Finished
     from llmt.training.loop import TrainingLoop
@@ -38,6 +40,37 @@ def show_plan(out: Output, prepared: "Prepared") -> None:
     out.table(rows)
 
 
+def show_trained(out: Output, model: "BaseLanguageModel") -> None:
+    """What is trained and how much of the model that is."""
+    from llmt.training.trained import trained_parts
+
+    parts, whole = trained_parts(model), model.num_parameters()
+    tensors, parameters = sum(part.tensors for part in parts), sum(part.parameters for part in parts)
+    rows = [(part.name, part.tensors, part.parameters) for part in parts] if parameters < whole else []
+    rows.append(("in all", tensors, parameters))
+    out.heading("trained")
+    out.table(
+        [
+            (name, format_number(count, "tensor"), f"{numbers:,} parameters", f"{100 * numbers / whole:.2f} %")
+            for name, count, numbers in rows
+        ]
+    )
+
+
+def show_before(out: Output, prepared: "Prepared", loop: "TrainingLoop") -> str:
+    """What the base of an adapter answers before the first step; the same prompt is answered at the end."""
+    from llmt.training.sample import first_sample
+
+    config = prepared.config
+    if not (config.lora.enabled and config.logging.sample_tokens and loop.state.step == 0):
+        return ""
+    said = first_sample(loop.model, prepared.corpus.tokenizer, config)
+    if not out.as_json:
+        out.heading("before")
+        out.say(config.logging.sample_prompt + said)
+    return said
+
+
 def evaluation_line(step: int, values: dict[str, float | int | None], *, best: bool) -> str:
     """What a validation during the run found."""
     bits = values["bits_per_byte"]
@@ -45,7 +78,20 @@ def evaluation_line(step: int, values: dict[str, float | int | None], *, best: b
     return f"step {step}  validation loss {values['loss']:.4f}{measured}{'  (best so far)' if best else ''}"
 
 
-def show_result(out: Output, finished: "Finished", prepared: "Prepared", loop: "TrainingLoop", seconds: float) -> None:
+@dataclass(frozen=True)
+class Around:
+    """What belongs to a run beside its loop.
+
+    Attributes:
+        seconds: How long all of it took.
+        before: What the base of an adapter answered at first.
+    """
+
+    seconds: float
+    before: str = ""
+
+
+def show_result(out: Output, finished: "Finished", prepared: "Prepared", loop: "TrainingLoop", around: Around) -> None:
     """Validation, a sample, and what to type next."""
     from llmt.training.finish import sample_text
 
@@ -54,18 +100,18 @@ def show_result(out: Output, finished: "Finished", prepared: "Prepared", loop: "
     values = finished.evaluation.values() if finished.evaluation is not None else {}
     if out.as_json:
         sample = "".join(sample_text(finished, prepared))
-        out.json({"directory": str(finished.directory), "step": finished.step, "seconds": seconds,
-                  "validation": values or None, "sample": sample})  # fmt: skip
+        out.json({"directory": str(finished.directory), "step": finished.step, "seconds": around.seconds,
+                  "validation": values or None, "sample": sample, "sample_before": around.before or None})  # fmt: skip
         return
     out.heading("done")
-    out.result(f"model: {finished.directory} (step {finished.step}, {format_duration(seconds)})")
+    out.result(f"model: {finished.directory} (step {finished.step}, {format_duration(around.seconds)})")
     if finished.evaluation is not None:
         report = finished.evaluation
         bits = report.bits_per_byte
         measured = "" if bits is None else f"{bits:.3f} bits per byte, "
         out.result(f"validation: {measured}perplexity {report.perplexity:.2f}, {report.tokens:,} tokens")
     if prepared.config.logging.sample_tokens:
-        out.heading("sample")
+        out.heading("after" if prepared.config.lora.enabled else "sample")
         if prepared.config.logging.sample_prompt:
             out.stream(prepared.config.logging.sample_prompt)
         for piece in sample_text(finished, prepared):

@@ -15,7 +15,7 @@ import typer
 from llmt.cli.options import load_asked, with_settings
 from llmt.cli.output import Output
 from llmt.cli.progress import TrainingView, progress_bar
-from llmt.cli.results import evaluation_line, show_plan, show_result
+from llmt.cli.results import Around, evaluation_line, show_before, show_plan, show_result, show_trained
 from llmt.cli.signals import Stopped, heed_swallowed
 from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, find_source, load_run
@@ -319,13 +319,15 @@ def _train(out: Output, asked: TrainConfig, directory: Path, base: Path | None, 
     heed_swallowed()
     if not out.as_json:
         show_plan(out, replace(prepared, plan=keeper.plan))
+        show_trained(out, loop.model)
     if how.resume:
         _say_resume(out, loop)
+    before = show_before(out, prepared, loop) if runtime.is_main else ""
     try:
         _steps(out, loop, keeper, asked.logging.steps)
         finished = _publish(loop, partial(finish, loop, keeper, prepared, base), last=how.result)
         if finished is not None and (how.result or not out.as_json):
-            show_result(out, finished, prepared, loop, time.monotonic() - started)
+            show_result(out, finished, prepared, loop, Around(time.monotonic() - started, before))
     except Interrupted as stopped:
         message = f"{stopped.message} {keeper.store.path(loop.state.step)}"
         raise Interrupted(message, f"llmt train {directory} --resume", stopped.signum) from None
@@ -401,6 +403,8 @@ def _steps(out: Output, loop: "TrainingLoop", keeper: "RunKeeper", every: int) -
             left = max(min((total - report.step) * report.seconds / done, seconds - loop.state.seconds), 0)
             line = view.line(report.step, report.loss, report.learning_rate, report.tokens_per_second, left)
             view.show(bar, report.step, line)
+            if loop.guard is not None and report.step == loop.guard.proven_at:
+                out.say(f"step {report.step}  {loop.guard.proof}")
             for sentence in report.warnings:
                 out.say(f"warning: {sentence}", "yellow")
             if report.evaluation is not None:

@@ -52,6 +52,9 @@ class MergeSettings(Section):
     max_shard_size: Size = 5_000_000_000
     """Largest file, such as `2GB`."""
 
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Number format of the result. Halves lose a part of what the adapter changed, which is measured and said."""
+
     overwrite: Flag = False
     """Replace a model that stands there already."""
 

@@ -150,7 +150,7 @@ def prepare(
     if isinstance(corpus.data, ReadyData):
         corpus.data.audit.check_budgets(config.data)
     work = _workload(config, corpus, base)
-    start = Start(base, checkpoint, damaged, going.data_change, runtime, _versions(config, base), going.writes)
+    start = Start(base, checkpoint, damaged, going.data_change, runtime, _facts(config, base), going.writes)
     return decide(config, directory, corpus, work, start, shortened)
 
 
@@ -248,8 +248,7 @@ def decide(
         plan = replace(plan, estimated_bytes=needed, lines=kept)
     plan = _with_working_compiler(plan, config)
     plan = RunPlan.of_values(runtime.share(plan.values()))
-    frozen = weights_hash(start.base) if start.base is not None and config.lora.enabled else None
-    fingerprint = fingerprint_of(config, plan, frozen, runtime.world_size, start.facts)
+    fingerprint = fingerprint_of(config, plan, runtime.world_size, start.facts)
     fingerprint |= {
         "data": corpus.data.fingerprint,
         "tokenizer": corpus.tokenizer.fingerprint(),
@@ -445,11 +444,12 @@ def within_context(config: TrainConfig, base: Path | None) -> tuple[TrainConfig,
     return config.model_copy(update={"data": data}), (line,)
 
 
-def _versions(config: TrainConfig, base: Path | None) -> dict[str, str]:
-    """Of the libraries that compute with the model beside torch."""
+def _facts(config: TrainConfig, base: Path | None) -> dict[str, str | None]:
+    """What computes with the model beside torch, and the weights under an adapter, which no checkpoint holds."""
     foreign = not is_llama(read_config(base)) if base is not None else bool(config.model.huggingface)
     names = ["transformers"] * foreign + ["peft"] * config.lora.enabled
-    return {name: version(name) for name in names}
+    frozen = weights_hash(base) if base is not None and config.lora.enabled else None
+    return {"base": frozen, **{name: version(name) for name in names}}
 
 
 def _find_checkpoint(directory: Path, going: Going, runtime: Runtime) -> tuple[Checkpoint, tuple[str, ...]]:

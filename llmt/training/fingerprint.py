@@ -27,22 +27,19 @@ ASKED = "asked_passes"
 """Sequences of a pass as asked, and whether they were to be found by trial: a resume that asks otherwise is heard."""
 
 
-def fingerprint_of(
-    config: TrainConfig, plan: RunPlan, base: str | None, world_size: int, facts: Mapping[str, Any]
-) -> dict[str, Any]:
+def fingerprint_of(config: TrainConfig, plan: RunPlan, world_size: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a run depends on beside its text, its tokenizer and its processor.
 
     Args:
         config: The run as asked.
         plan: The run as decided.
-        base: Hash of the weights under an adapter, which its checkpoints do not hold.
         world_size: Processes that share a step.
         facts: More of it.
     """
     training = config.training
     measured = None if training.eval_batches is None else training.eval_batches * training.per_device_train_batch_size
     return {
-        "base": base,
+        "base": None,
         "llmt": llmt_version(),
         "torch": torch.__version__,
         "device": plan.device,

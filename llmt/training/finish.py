@@ -16,6 +16,7 @@ from llmt.models.lora import load_adapter
 from llmt.training.keeper import RunKeeper
 from llmt.training.loop import TrainingLoop
 from llmt.training.sample import write_sample
+from llmt.training.trained import trained_parts
 
 if TYPE_CHECKING:
     from llmt.training.build import Prepared
@@ -97,6 +98,7 @@ def _summary(
     """The numbers of a run, for its record and its card."""
     values: dict[str, Any] = {
         "parameters": model.num_parameters(),
+        "trained_parameters": sum(part.parameters for part in trained_parts(loop.model)),
         "vocab_size": prepared.corpus.tokenizer.vocab_size,
         "context_length": model.context_length,
         "steps": loop.state.step,

@@ -300,7 +300,7 @@ class TrainingLoop:
         if self.average is not None:
             self.average.update(state.step + 1)
         if self.guard is not None and tokens:
-            warnings += self.guard.after(rate, loss)
+            warnings += self.guard.after(rate, loss, state.step + 1)
         return {"loss": loss, "learning_rate": rate, "grad_norm": found.norm, "trained": tokens,
                 "warnings": warnings}  # fmt: skip
 

@@ -22,3 +22,13 @@ def write_sample(model: BaseLanguageModel, tokenizer: Tokenizer, config: TrainCo
         max_new_tokens=config.logging.sample_tokens,
         seed=config.seed,
     )
+
+
+def first_sample(model: BaseLanguageModel, tokenizer: Tokenizer, config: TrainConfig) -> str:
+    """The same before the first step: what the base of an adapter says by itself. Nothing is compiled for it."""
+    training = model.training
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            return "".join(write_sample(model, tokenizer, config))
+    finally:
+        model.train(training)

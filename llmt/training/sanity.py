@@ -10,6 +10,7 @@ from llmt.data.batch import IGNORED, Batch
 from llmt.errors import DivergedError
 from llmt.models.base import BaseLanguageModel
 from llmt.training.optim import Optimizer
+from llmt.units import format_number
 
 CHECKED_STEPS = 2
 """Steps that are watched: one half of a fresh adapter has no gradient in the first."""
@@ -168,6 +169,10 @@ class Guard:
         optimizer: What moves it.
         fresh: Weights are random, so that the first loss is known.
         own: The architecture is ours, or an adapter of ours.
+
+    Attributes:
+        proof: What the first steps have shown; empty before.
+        proven_at: The step after which that was known; 0 before.
     """
 
     def __init__(
@@ -180,6 +185,8 @@ class Guard:
         self._empty = 0
         self._own = own
         self._over = False
+        self.proof = ""
+        self.proven_at = 0
 
     def begin(self) -> None:
         """Before the first step.
@@ -215,12 +222,13 @@ class Guard:
         if self._watch is not None:
             self._watch.gradients()
 
-    def after(self, rate: float, loss: float) -> tuple[str, ...]:
+    def after(self, rate: float, loss: float, step: int = 0) -> tuple[str, ...]:
         """Look at what a step with targets did; what is unusual and may be meant, one sentence each.
 
         Args:
             rate: Learning rate of the step; too low ones do not count.
             loss: Nats for each token.
+            step: Steps finished, this one included.
 
         Raises:
             DivergedError: A trainable tensor has no gradient or is unchanged, a frozen one moved, or the first loss is
@@ -243,6 +251,9 @@ class Guard:
             self._over, warning = True, error.message
         if self._over:
             self._watch = None
+        if self._over and not warning:
+            count = len(self._optimizer.weights)
+            self.proof, self.proven_at = f"all {format_number(count, 'trained tensor')} changed, and no other", step
         return (warning,) if warning else ()
 
 

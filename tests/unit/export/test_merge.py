@@ -1,16 +1,18 @@
 """Adapter and base to one full model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmt.checkpoints.atomic import staged_directory
+from llmt.config.conversion import MergeSettings
 from llmt.config.lora import LoraConfig
 from llmt.config.model import ModelConfig
 from llmt.errors import BusyOutputError, ModelFileError
-from llmt.export.merge import merge_adapter
+from llmt.export.merge import Merged, merge_adapter
 from llmt.models.load import load_model
 from llmt.models.lora import add_lora, load_adapter, write_adapter
 from llmt.models.transformer import TransformerLM
@@ -40,10 +42,8 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def _merge(
-    adapter: Path, output: Path, *, base: Path | None = None, size: int = 10**9, overwrite: bool = False
-) -> None:
-    merge_adapter(adapter, base=base, output=output, max_shard_size=size, overwrite=overwrite)
+def _merge(adapter: Path, output: Path, *, base: Path | None = None, **settings: Any) -> Merged:
+    return merge_adapter(adapter, MergeSettings(output_dir=str(output), **settings), base=base)
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -51,7 +51,7 @@ def _merge(
 def test_merged_model(adapter: Path, tmp_path: Path, named: bool, size: int) -> None:
     """The merged directory opens in transformers with the logits of base plus adapter, and with the tokenizer."""
     base = tmp_path / "base"
-    _merge(adapter, tmp_path / "out" / "merged", base=base if named else None, size=size)
+    _merge(adapter, tmp_path / "out" / "merged", base=base if named else None, max_shard_size=size)
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged").eval()
     with torch.no_grad():
         expected = load_adapter(load_model(base), adapter).eval()(IDS)
@@ -83,6 +83,21 @@ def test_what_stands_there_is_kept(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(BusyOutputError, match="no model"):
         _merge(adapter, tmp_path / "letters", overwrite=True)
     assert (tmp_path / "letters" / "dear.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_rounding_loses(adapter: Path, tmp_path: Path, dtype: str) -> None:
+    """The result has the format that was asked, and what is said to be lost is how far its numbers are from exact."""
+    merged = _merge(adapter, tmp_path / "merged", dtype=dtype)
+    exact = load_adapter(load_model(tmp_path / "base"), adapter).merge().weights()
+    found = load_model(tmp_path / "merged", dtype=None).weights()
+    before = load_model(tmp_path / "base").weights()
+    names = [name for name in exact if not torch.equal(exact[name], before[name])]
+    assert {tensor.dtype for tensor in found.values()} == {getattr(torch, dtype)}
+    rounded = torch.stack([torch.linalg.norm(found[n].float() - exact[n]) for n in names]).norm()
+    moved = torch.stack([torch.linalg.norm(exact[n] - before[n]) for n in names]).norm()
+    assert merged.lost == pytest.approx(float(rounded / moved), rel=1e-4, abs=1e-12)
+    assert (merged.lost > 0) is (dtype != "float32")
 
 
 def test_no_adapter(adapter: Path, tmp_path: Path) -> None:
