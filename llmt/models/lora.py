@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from llmt.checkpoints import layout
@@ -18,7 +19,8 @@ from llmt.models.adalora import RankBudget
 from llmt.models.base import BaseLanguageModel, where_given
 from llmt.models.cache import KeyValueCache
 from llmt.models.loss import TokenLoss
-from llmt.models.peft_methods import SETTINGS_OF, TYPES, class_of, configure, require_peft
+from llmt.models.peft_methods import SETTINGS_OF, TYPES, block_linears, class_of, configure, require_peft
+from llmt.models.quantized import quantize_linears, require_4bit
 
 ADAPTER_NAME = "default"
 TIED_HEAD = "base_model.model.lm_head.weight"
@@ -132,7 +134,12 @@ class LoraModel(BaseLanguageModel):
 
 
 def add_lora(
-    base: BaseLanguageModel, config: LoraConfig, *, token_ids: Sequence[int] = (), total_steps: int = 1
+    base: BaseLanguageModel,
+    config: LoraConfig,
+    *,
+    token_ids: Sequence[int] = (),
+    total_steps: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> LoraModel:
     """Put a fresh adapter on a model.
 
@@ -141,13 +148,18 @@ def add_lora(
         config: What is put on it.
         token_ids: Tokens whose embeddings are trained too.
         total_steps: Length of the run.
+        dtype: What layers in 4 bits compute in.
 
     Raises:
         ConfigError: A name matches no layer, or the rank is larger than one.
-        MissingPackageError: peft cannot be imported.
+        DeviceError: Layers in 4 bits were asked for, and the base is not on CUDA.
+        MissingPackageError: peft, or for layers in 4 bits bitsandbytes, cannot be imported.
     """
     require_peft()
-    return LoraModel(base, configure(base.core, config, token_ids, total_steps))
+    peft_config = configure(base.core, config, token_ids, total_steps)
+    if config.quantize == "4bit":
+        quantize_linears(base.core, block_linears(base.core), require_4bit(base.device.type), dtype)
+    return LoraModel(base, peft_config)
 
 
 def write_adapter(

@@ -129,11 +129,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     Raises:
         ConfigError: A name matches none, or a layer is too small for the rank; lists those that exist.
     """
-    layers = {name: module for name, module in model.named_modules() if _is_linear(module)}
-    inner = {name: module for name, module in layers.items() if _IN_BLOCK.search(name)}
-    if not inner:  # a model of one's own without blocks: all but its output head
-        rows = {module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)}
-        inner = {name: module for name, module in layers.items() if module.weight.shape[0] not in rows}
+    inner = block_linears(model)
     if not inner:
         raise ConfigError(["lora: the base has no linear layers"], "use a base with nn.Linear layers")
     chosen = _chosen(inner, config.target_modules)
@@ -144,6 +140,14 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     short = sorted({_short(name) for name in chosen})
     named = {name for name, _ in model.named_modules() if any(_ends_with(name, end) for end in short)}
     return short if named == set(chosen) else sorted(chosen)
+
+
+def block_linears(model: nn.Module) -> dict[str, Any]:
+    """The linear layers of the blocks by name; of a model without blocks, all but its output head."""
+    layers = {name: module for name, module in model.named_modules() if _is_linear(module)}
+    inner = {name: module for name, module in layers.items() if _IN_BLOCK.search(name)}
+    rows = {module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)}
+    return inner or {name: module for name, module in layers.items() if module.weight.shape[0] not in rows}
 
 
 def _chosen(layers: Mapping[str, nn.Module], asked: Sequence[str]) -> dict[str, Any]:

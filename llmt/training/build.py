@@ -29,6 +29,7 @@ from llmt.models.identity import weights_hash
 from llmt.models.llama import context_of, foreign_shape, is_llama, parse_llama_config
 from llmt.models.load import read_config
 from llmt.models.lora import LoraModel
+from llmt.models.quantized import require_4bit
 from llmt.models.transformer import TransformerLM
 from llmt.system.allocator import reuse_memory
 from llmt.system.estimate import Workload, checkpoint_bytes
@@ -97,11 +98,14 @@ def check_device(config: TrainConfig) -> None:
     """Refuse a device that is absent or does not fit the configuration, before anything is read or written.
 
     Raises:
-        DeviceError: It was named and is not here, or what computes is not the CPU and has to be.
+        DeviceError: It was named and is not here, or what computes is not the CPU, or not CUDA, and has to be.
+        MissingPackageError: A package for it is missing.
     """
     device, _ = choose_device(config.device, inspect_machine())
     if config.portable_numerics and device.kind != "cpu":
         raise DeviceError(f"portable_numerics: it is about the CPU, and {device.kind} would compute", "--device cpu")
+    if config.lora.enabled and config.lora.quantize != "none":
+        require_4bit(device.kind)
 
 
 def prepare(
@@ -424,6 +428,8 @@ def _with_working_compiler(plan: RunPlan, config: TrainConfig) -> RunPlan:
         DeviceError: It does not work and `always` was asked.
     """
     problem = try_compile(plan.device) if plan.compile else ""
+    if plan.compile and config.lora.quantize != "none":
+        problem = "layers in 4 bits are not compiled"
     if not problem:
         return plan
     if config.training.compile == "always":

@@ -59,7 +59,8 @@ def make_model(
     if config.lora.enabled:
         torch.manual_seed(config.seed)
         token_ids = sorted(number for number in added if number is not None)
-        model = add_lora(model, config.lora, token_ids=token_ids, total_steps=plan.total_steps)
+        dtype = DTYPES[plan.precision]
+        model = add_lora(model, config.lora, token_ids=token_ids, total_steps=plan.total_steps, dtype=dtype)
     return _rounded(model, DTYPES[plan.precision])
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from llmt.checkpoints.atomic import staged_directory
 from llmt.config.lora import HONOURED, LoraConfig
-from llmt.errors import ConfigError, MismatchError, ModelFileError
+from llmt.errors import ConfigError, DeviceError, MismatchError, ModelFileError
 from llmt.models.base import BaseLanguageModel
 from llmt.models.huggingface import HuggingFaceModelWrapper
 from llmt.models.identity import weights_hash
@@ -24,7 +24,8 @@ from llmt.models.load import load_model
 from llmt.models.lora import LoraModel, add_lora, load_adapter, write_adapter
 from llmt.models.open import open_model
 from llmt.models.peft_methods import METHODS as PEFT_METHODS
-from llmt.models.peft_methods import class_of
+from llmt.models.peft_methods import block_linears, class_of
+from llmt.models.quantized import quantize_linears
 from llmt.models.transformer import TransformerLM
 
 Make = Callable[..., TransformerLM]
@@ -287,6 +288,32 @@ def test_settings_that_a_method_has_not(settings: dict[str, Any]) -> None:
     """A setting that a method would not read, or that cannot be, is refused, and the method's own are not."""
     with pytest.raises(ValidationError):
         LoraConfig(enabled=True, **settings)
+
+
+def test_four_bits_are_for_cuda(base: Path) -> None:
+    """Elsewhere they are refused with exit code 9."""
+    with pytest.raises(DeviceError, match="needs CUDA") as caught:
+        _adapted(base, quantize="4bit")
+    assert caught.value.exit_code == 9
+
+
+def test_a_base_in_four_bits(base: Path, ids: Tensor, tmp_path: Path) -> None:
+    """Its blocks compute with the rounded numbers, the adapter around them learns, and goes with the base as it was."""
+    layers = pytest.importorskip("bitsandbytes.nn", reason="the package bitsandbytes is not installed")
+    functional = pytest.importorskip("bitsandbytes.functional")
+    model, rounded = load_model(base), load_model(base)
+    quantize_linears(model, block_linears(model), layers, torch.float32)
+    with torch.no_grad():
+        for name in block_linears(rounded):
+            packed = model.get_submodule(name).weight
+            rounded.get_submodule(name).weight.copy_(functional.dequantize_4bit(packed.data, packed.quant_state))
+        assert torch.allclose(model(ids), rounded(ids), atol=1e-4)
+    tuned = add_lora(model, LoraConfig(enabled=True, r=4))
+    before = float(tuned.loss(ids, ids.roll(-1, 1)).nats.detach())
+    _train(tuned, ids)
+    assert float(tuned.loss(ids, ids.roll(-1, 1)).nats.detach()) < before
+    adapter = _save(tuned, base, tmp_path / "adapter")
+    assert load_adapter(load_model(base), adapter).adapter_weights().keys() == tuned.adapter_weights().keys()
 
 
 def test_every_method_reads_what_it_says() -> None:
