@@ -26,6 +26,7 @@ NAMES = {
     "lora.method": "lora-method",
     "lora.bias": "lora-bias",
     "lora.target_modules": "lora-target-modules",
+    "lora.init": "lora-init",
     "training.per_device_train_batch_size": "per-device-train-batch-size",
 }
 """Flags whose name is not the last part of the field's."""

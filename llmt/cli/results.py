@@ -24,10 +24,10 @@ def show_plan(out: Output, prepared: "Prepared") -> None:
         out.json({"model": model, "data": text, "notes": [*prepared.corpus.notes, *data.notes], **plan.values()})
         return
     out.heading("plan")
-    if prepared.config.base is not None:
-        out.say(f"  base    {prepared.config.base}")
-    elif prepared.config.lora.enabled:
+    if prepared.config.takes_newest:
         out.say("  base    the quickstart model, trained first: no finished run under ./runs")
+    elif prepared.config.base is not None:
+        out.say(f"  base    {prepared.config.base}")
     out.say(f"  model   {model}")
     out.say(f"  data    {text}")
     for note in (*prepared.corpus.notes, *data.notes):

@@ -149,7 +149,7 @@ def _run(
     claim = partial(claim_directory, directory, written, resume=how.resume, overwrite=how.overwrite)
     with _open(asked) as runtime:
         runtime.on_main(claim)
-        if base is None and asked.lora.enabled:
+        if base is None and asked.takes_newest:
             base = _first_base(out, asked, runtime)
         if how.overwrite:
             runtime.on_main(lambda: spare(directory, base, asked))
@@ -165,7 +165,7 @@ def _settled(asked: TrainConfig, base: Path | None, how: How) -> TrainConfig:
     """The configuration with its base written down; a run that goes on has done that."""
     from llmt.training.base import with_base
 
-    return asked if how.resume and asked.base is not None else with_base(asked, base)
+    return asked if how.resume and asked.base is not None and not asked.takes_newest else with_base(asked, base)
 
 
 def _same_run(config: str | None, directory: Path) -> str:

@@ -100,7 +100,7 @@ _LORA = {
     "peft_r": "r", "lora_r": "r", "rank": "r", "lora_rank": "r",
     "peft_alpha": "alpha", "lora_alpha": "alpha", "peft_dropout": "dropout", "lora_dropout": "dropout",
     "peft_target_modules": "target_modules", "lora_target_modules": "target_modules",
-    "peft_bias": "bias", "lora_bias": "bias",
+    "peft_bias": "bias", "lora_bias": "bias", "init_lora_weights": "init", "lora_modules_to_save": "modules_to_save",
 }  # fmt: skip
 
 _CONVERTED = {

@@ -7,6 +7,6 @@ COLUMN_PARTS = ("messages", "prompt", "completion", "instruction", "input", "out
 """What `data.columns` may map; the column of plain text is `data.text_column`."""
 
 NEWEST = "newest"
-"""What `--resume` means where nothing follows it."""
+"""What `--resume` means where nothing follows it; as a base, the newest finished run."""
 
 AUTO = "auto"

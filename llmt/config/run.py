@@ -8,6 +8,7 @@ from llmt.config.base import Count, Flag, Section, Text
 from llmt.config.data import DataConfig
 from llmt.config.lora import LoraConfig
 from llmt.config.model import ModelConfig
+from llmt.config.names import NEWEST
 from llmt.config.tokenizer import TokenizerConfig
 from llmt.config.training import LoggingConfig, TrainingConfig
 
@@ -24,8 +25,9 @@ class TrainConfig(Section):
     """Directory of the run. None means `./runs/NAME`."""
 
     base: Text | None = None
-    """Directory of a model to go on from, or `hf:NAME` to fetch one from the hub. None starts from random weights;
-    with an adapter, None takes the newest finished run under `./runs`."""
+    """Directory of a model to go on from, or `hf:NAME` to fetch one from the hub. `newest` is the newest finished run
+    under `./runs`, and where there is none, the quickstart model, which is then trained first. None starts from random
+    weights; with an adapter it means `newest`."""
 
     device: Device = "auto"
     """Where to compute: `auto` takes CUDA, then MPS, then the CPU."""
@@ -54,6 +56,17 @@ class TrainConfig(Section):
             raise ValueError(
                 f"data.block_size {self.data.block_size} is longer than model.max_position_embeddings {longest}"
             )
+        return self
+
+    @property
+    def takes_newest(self) -> bool:
+        """The base is the newest finished run."""
+        return self.base == NEWEST or (self.base is None and self.lora.enabled)
+
+    @model_validator(mode="after")
+    def _adapter_is_safetensors(self) -> Self:
+        if self.lora.enabled and self.training.save_format != "safetensors":
+            raise ValueError("save_format pytorch with lora: an adapter is written as safetensors")
         return self
 
     @model_validator(mode="after")

@@ -133,9 +133,9 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     if not inner:
         raise ConfigError(["lora: the base has no linear layers"], "use a base with nn.Linear layers")
     chosen = _chosen(inner, config.target_modules)
-    name, least = min(((n, min(module.weight.shape)) for n, module in chosen.items()), key=lambda found: found[1])
+    name, least = min(((n, min(_shape(module))) for n, module in chosen.items()), key=lambda found: found[1])
     if METHODS[config.method].low_rank and least < config.r:
-        shape = " x ".join(map(str, chosen[name].weight.shape))
+        shape = " x ".join(map(str, _shape(chosen[name])))
         raise ConfigError([f"lora.r: {config.r} is more than {name} ({shape}) can have"], f"--lora-r {least}")
     short = sorted({_short(name) for name in chosen})
     named = {name for name, _ in model.named_modules() if any(_ends_with(name, end) for end in short)}
@@ -219,6 +219,11 @@ def _is_tied_elsewhere(model: Any) -> bool:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # what GPT-2 has for it
+
+
+def _shape(layer: Any) -> tuple[int, ...]:
+    """Of its matrix; numbers in 4 bits lie otherwise."""
+    return (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else tuple(layer.weight.shape)
 
 
 def _short(name: str) -> str:

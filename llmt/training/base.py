@@ -28,11 +28,13 @@ def choose_base(asked: TrainConfig, named: str | None, *, resume: bool = False) 
     """
     if asked.lora.enabled and find_spec("peft") is None:
         raise MissingPackageError("peft", "it is not installed")
-    if asked.base is not None:
+    if asked.base is not None and not asked.takes_newest:
         return _named(asked, asked.base, resume=resume)
-    if asked.lora.enabled and named is not None and read_finished(Path(named)) is not None:
+    if not asked.takes_newest:
+        return None
+    if named is not None and read_finished(Path(named)) is not None:
         return Path(named)
-    newest = newest_finished() if asked.lora.enabled else None
+    newest = newest_finished()
     return newest.path if newest is not None else None
 
 

@@ -30,7 +30,7 @@ SHORTER = (
 
 def sets_of(name: str) -> list[str]:
     """The `--set` values that make a template small; nothing that moves a weight is among them."""
-    makes_model = not load_run(find_source(name), environ={}).config.lora.enabled
+    makes_model = not load_run(find_source(name), environ={}).config.takes_newest
     return [*(SMALLER if makes_model else ()), *SHORTER]
 
 
@@ -46,7 +46,7 @@ def place(finished: Any, tmp_path: Path) -> Path:
 
 
 def data_of(name: str) -> str:
-    return "pairs.jsonl" if name == "lora" else "text.txt"
+    return "pairs.jsonl" if name in ("lora", "sft") else "text.txt"
 
 
 @pytest.mark.parametrize("name", template_names())
