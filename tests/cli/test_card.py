@@ -51,7 +51,7 @@ def test_train_lora_with_a_finished_run(inside: Any, workplace: Path) -> None:
     # An adapter finds its base by itself, and becomes one model with it.
     assert inside("generate", "runs/lora", "-n", "4", cwd=workplace).code == 0
     merged = inside("convert", "merge-lora", "runs/lora", "--json", cwd=workplace)
-    assert json.loads(merged.out) == {"directory": str(Path("runs/lora-merged"))}
+    assert json.loads(merged.out) == {"directory": str(Path("runs/lora-merged")), "dtype": "float32", "lost": 0.0}
     alone = inside("eval", "runs/lora-merged", "--data", "text.txt", "--block-size", "32", "--json", cwd=workplace)
     both = inside("eval", "runs/lora", "--data", "text.txt", "--block-size", "32", "--json", cwd=workplace)
     assert json.loads(alone.out)["loss"] == pytest.approx(json.loads(both.out)["loss"], abs=1e-5)
