@@ -288,12 +288,12 @@ def flops_per_token(found: dict[str, Any]) -> float:
     return float(row["mfu"]) * float(found["product_flops"]) / float(row["tokens_per_second"])
 
 
-def drawn_curves(all_curves: dict[str, list[list[float]]], ways: dict[str, Colour], title: str) -> Picture:
+def drawn_curves(all_curves: dict[str, list[list[float]]], ways: dict[str, tuple[Colour, int]], title: str) -> Picture:
     """The losses of several runs of each way, by step; each way has its colour, and the last is drawn on top.
 
     Args:
         all_curves: Way -> the losses of each of its runs.
-        ways: The ways that are drawn.
+        ways: Way -> its colour, and the size of its dots in pixels.
         title: Stands above.
     """
     width, height = 900, 420
@@ -301,11 +301,12 @@ def drawn_curves(all_curves: dict[str, list[list[float]]], ways: dict[str, Colou
     picture.words(10, 8, title)
     every = [loss for way in ways for curve in all_curves[way] for loss in curve]
     low, high = min(every), max(every)
-    for way, colour in ways.items():
+    for way, (colour, size) in ways.items():
         for curve in all_curves[way]:
             for step, loss in enumerate(smoothed(curve)):
                 left = 80 + round(step / len(curve) * width)
-                picture.box(left, 30 + round((high - loss) / (high - low) * height), 2, 2, colour)
+                top = 30 + round((high - loss) / (high - low) * height)
+                picture.box(left - (size - 2) // 2, top - (size - 2) // 2, size, size, colour)
     for share in (0.0, 0.5, 1.0):
         picture.words(8, 26 + round((1 - share) * height), f"{low + share * (high - low):.2f}")
     return picture
@@ -341,11 +342,14 @@ def main() -> None:
     bars(found["train-8x256"]).save(FIGURES / "speed.png")
     if "curves" in found:
         title = "loss: green bf16, red fp32, three seeds each"
-        drawn_curves(found["curves"]["curves"], {"fp32": RED, "bf16": GREEN}, title).save(FIGURES / "bf16.png")
+        drawn_curves(found["curves"]["curves"], {"fp32": (RED, 2), "bf16": (GREEN, 2)}, title).save(
+            FIGURES / "bf16.png"
+        )
     if "peer" in found.get("sft", {}):
         peer = found["sft"]["peer"]
         title = f"loss of LoRA: green llmt, red trl, {peer['seeds']} seeds each"
-        drawn_curves(peer["curves"], {"trl": RED, "llmt": GREEN}, title).save(FIGURES / "sft.png")
+        # Curves that lie on each other have to be seen both.
+        drawn_curves(peer["curves"], {"trl": (RED, 8), "llmt": (GREEN, 4)}, title).save(FIGURES / "sft.png")
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def trained(values: dict[str, Any], base: Path) -> dict[str, Any]:
     after = loop.evaluate()
     assert before is not None
     assert after is not None
-    return {"losses": [round(loss, 4) for loss in losses], "before": before.loss, "after": after.loss,
+    return {"losses": [round(loss, 6) for loss in losses], "before": before.loss, "after": after.loss,
             "tokens": after.tokens, "learnt": loop.state.tokens, "seconds": time.perf_counter() - began,
             "precision": prepared.plan.precision, "compile": prepared.plan.compile,
             "prepared": prepared}  # fmt: skip

@@ -107,7 +107,7 @@ def trained_by_trl(recipe: Recipe, base: Path, rows: Path, prepared: Any, folder
     trainer.lr_scheduler = LambdaLR(trainer.optimizer, schedule.factor)
     trainer.train()
     trainer.save_model(str(folder))
-    losses = [round(line["loss"], 4) for line in trainer.state.log_history if "loss" in line]
+    losses = [round(line["loss"], 6) for line in trainer.state.log_history if "loss" in line]
     return {"losses": losses, "after": held_out_loss(base, folder, prepared)}
 
 
