@@ -24,7 +24,12 @@ from tests.bench.work import WORKS
 OURS = "llmt_lora,llmt_lora_eager,llmt_lora_fp32"
 """The first of each precision is set beside the peers of that precision."""
 
-PEERS = "peft_loop_bf16,peft_loop_bf16_autocast,trl,trl_mixed,trl_bf16,peft_loop,trl_fp32"
+PEERS = (
+    "peft_loop_bf16,peft_loop_bf16_autocast,peft_loop_bf16_compile,trl,trl_mixed,trl_bf16,trl_bf16_compile,"
+    "peft_loop,peft_loop_compile,trl_fp32"
+)
+"""With their defaults, and with all that may make them faster."""
+
 NEEDS = {"peft": "peft", "trl": "trl"}
 """What a peer imports, by how its name begins."""
 
