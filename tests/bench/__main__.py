@@ -1,9 +1,9 @@
 """The short version of all: speed, memory, time to a loss and start, beside the peers that are found, in a quarter of
-an hour.
+an hour. What takes longer, fine-tuning among it, is in the full version alone.
 
     python -m tests.bench [--litgpt PATH] [--nanogpt PATH] [--out build/bench] [--full]
 
-`--full` is what docs/performance.md is made from, by `python -m tests.bench.page`, and takes two hours.
+`--full` is what docs/performance.md is made from, by `python -m tests.bench.page`, and takes three hours.
 """
 
 import argparse
@@ -36,6 +36,8 @@ FULL = {
     "startup": ["startup"],
     "curves": ["curves"],
     "levers": ["levers"],
+    "finetune": ["finetune"],
+    "sft": ["sft"],
 }  # fmt: skip
 """Name of the results -> module and its arguments."""
 
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--litgpt", default="", help="folder that holds the package litgpt and what it needs")
     parser.add_argument("--nanogpt", default="", help="checkout of nanoGPT")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for the results")
-    parser.add_argument("--full", action="store_true", help="all of it, in two hours")
+    parser.add_argument("--full", action="store_true", help="all of it, in three hours")
     parser.add_argument("--only", default="", help="these alone, with commas")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """`python -m tests.bench.contenders NAME WORK FOLDER STEPS [PATH]`: one way to train, in a process of its own.
 
-All train on the same sequences, made by `data`, and print one line of JSON: the seconds of each step, the peak memory
-and what they decided. Peers run as their own scripts run them: see each function.
+Those that train an adapter are in `adapters`. All train on the same sequences, made by `data`, and print one line of
+JSON: the seconds of each step, the peak memory and what they decided. Peers run as their own scripts run them: see
+each function.
 """
 
 import json
@@ -46,10 +47,15 @@ class Task:
             yield found[:, :-1].contiguous(), found[:, 1:].contiguous()
 
 
-def _config(task: Task, **training: Any) -> Any:
+ADAPTER = {"r": 8, "alpha": 16}
+"""Of all that train one; on every linear layer of the blocks."""
+
+
+def _config(task: Task, base: Path | None, **training: Any) -> Any:
     from llmt.config.run import TrainConfig
 
     work = task.work
+    adapted = {} if base is None else {"base": str(base), "lora": {"enabled": True, **ADAPTER}}
     return TrainConfig.model_validate({
         "device": work.device, "output_dir": str(task.folder / "run"),
         "model": {name: work.values()[name] for name in (
@@ -58,15 +64,15 @@ def _config(task: Task, **training: Any) -> Any:
         "data": {"sources": ["builtin"], "block_size": work.length, "validation_split": 0.0,
                  "cache_dir": str(task.folder / "cache")},
         "training": {"per_device_train_batch_size": work.batch_size, "gradient_accumulation_steps": 1,
-                     "max_steps": LONG, "save_steps": LONG, "eval_strategy": "no", **training},
+                     "max_steps": LONG, "save_steps": LONG, "eval_strategy": "no", **training}, **adapted,
     })  # fmt: skip
 
 
-def prepared_run(task: Task, **training: Any) -> Any:
+def prepared_run(task: Task, base: Path | None = None, **training: Any) -> Any:
     from llmt.training.build import prepare
 
     run = task.folder / "run"
-    return prepare(_config(task, **training), run, base=None, resume=False, progress=lambda *_: None)
+    return prepare(_config(task, base, **training), run, base=base, resume=False, progress=lambda *_: None)
 
 
 def data(task: Task, tick: Tick) -> dict[str, Any]:
@@ -81,14 +87,14 @@ def data(task: Task, tick: Tick) -> dict[str, Any]:
     return {"vocab_size": corpus.tokenizer.vocab_size}
 
 
-def llmt(task: Task, tick: Tick, *, reuse: bool = True, **training: Any) -> dict[str, Any]:
-    """`llmt train`: its plan, its loop, its checks and its log."""
+def llmt(task: Task, tick: Tick, *, base: Path | None = None, reuse: bool = True, **training: Any) -> dict[str, Any]:
+    """`llmt train`, with `--lora --base` where there is one: its plan, its loop, its checks and its log."""
     from llmt.training.build import build_trainer
 
-    prepared = prepared_run(task, **training)
+    prepared = prepared_run(task, base, **training)
     if not reuse:
         prepared = replace(prepared, plan=replace(prepared.plan, reuse_memory=False))
-    loop, keeper = build_trainer(prepared, base=None)
+    loop, keeper = build_trainer(prepared, base=base)
     loss = 0.0
     for report in islice(loop.run(), task.steps):
         keeper.log(report)
@@ -96,7 +102,8 @@ def llmt(task: Task, tick: Tick, *, reuse: bool = True, **training: Any) -> dict
         tick()
     plan = prepared.plan
     return {"precision": plan.precision, "compile": plan.compile, "threads": plan.threads, "loss": loss,
-            "parameters": loop.model.num_parameters(), "planned_bytes": plan.estimated_bytes}  # fmt: skip
+            "parameters": loop.model.num_parameters(), "planned_bytes": plan.estimated_bytes,
+            "trained": sum(weight.master.numel() for weight in loop.optimizer.weights)}  # fmt: skip
 
 
 def llmt_eager(task: Task, tick: Tick) -> dict[str, Any]:
@@ -281,7 +288,8 @@ def products(work: Work) -> list[tuple[int, int, int, int]]:
     return [(rows, d, d, 4 * layers), (rows, d, f, 2 * layers), (rows, f, d, layers), (rows, d, work.vocab_size, 1)]
 
 
-CONTENDERS: dict[str, Callable[[Task, Tick], dict[str, Any]]] = {
+Contender = Callable[[Task, Tick], dict[str, Any]]
+CONTENDERS: dict[str, Contender] = {
     one.__name__: one
     for one in (
         data, product, llmt, llmt_eager, llmt_adamw, llmt_adamw_eager, llmt_adamw_fp32, llmt_adamw_given_back,
@@ -291,14 +299,14 @@ CONTENDERS: dict[str, Callable[[Task, Tick], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def main() -> None:
+def main(known: dict[str, Contender]) -> None:
     """Run one and print what it did."""
     name, work, folder, steps, path = [*sys.argv[1:], ""][:5]
     task = Task(Work(**json.loads(work)), Path(folder), int(steps), path)
     clock = Clock(task.work.device)
-    told = CONTENDERS[name](task, clock.tick)
+    told = known[name](task, clock.tick)
     print(json.dumps({**told, **clock.values()}), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(CONTENDERS)

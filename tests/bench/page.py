@@ -33,6 +33,20 @@ WHAT = {
     "litgpt_fp32": "LitGPT, 32-true + compile",
     "nanogpt": "nanoGPT, compiled (its default)",
     "nanogpt_eager": "nanoGPT, not compiled (its advice for a CPU)",
+    "llmt_lora": "llmt, bf16",
+    "llmt_lora_eager": "llmt, bf16, no compiler",
+    "llmt_lora_fp32": "llmt, fp32",
+    "llmt_lora_fp32_eager": "llmt, fp32, no compiler",
+    "peft_loop": "peft in a plain loop, fp32",
+    "peft_loop_compile": "peft in a plain loop, fp32 + compile",
+    "peft_loop_bf16": "peft in a plain loop, base in bf16",
+    "peft_loop_bf16_autocast": "peft in a plain loop, base in bf16 + autocast",
+    "peft_loop_bf16_compile": "peft in a plain loop, base in bf16 + autocast + compile",
+    "trl": "trl's SFTTrainer, defaults (bf16 autocast, recomputes blocks)",
+    "trl_mixed": "trl's SFTTrainer, bf16 autocast",
+    "trl_bf16": "trl's SFTTrainer, base in bf16",
+    "trl_bf16_compile": "trl's SFTTrainer, base in bf16 + compile",
+    "trl_fp32": "trl's SFTTrainer, fp32",
 }
 
 RUNS = {
@@ -114,6 +128,44 @@ def curves_table(found: dict[str, Any]) -> Table:
     ]
 
 
+def finetune_table(found: dict[str, Any]) -> Table:
+    """tokens/s and memory of training an adapter, and llmt in the same precision over each."""
+    head = ["", "precision", "tokens/s", "best step", "peak memory", "others' share", "ours / it", "our memory / its"]
+    return [head] + [
+        [WHAT[row["name"]], row["precision"], f"{row['tokens_per_second']:,.0f}", f"{row['best_step']:,.0f}",
+         megabytes(row["peak_memory_bytes"]), f"{row['others']:.0%}", f"{row['ratio']:.2f}x",
+         f"{row['memory_ratio']:.2f}x"]
+        for row in found["rows"]
+    ]  # fmt: skip
+
+
+TRAINED = {"full": "all weights", "lora": "LoRA"}
+
+
+def sft_table(found: dict[str, Any]) -> Table:
+    """What all weights and an adapter learn, and the adapter of llmt beside that of trl."""
+    table = [["", "steps", "held-out loss", "loss of the last steps"]]
+    if "learning" in found:
+        rows, steps = found["learning"], str(found["steps"])
+        table.append(["the base", "", f"{found['before']:.3f}", ""])
+        for name, what in TRAINED.items():
+            rate, seconds = f"{rows[name]['learning_rate']:g}", f"{rows[name]['seconds'] / 60:.1f} min"
+            table.append([f"llmt, {what}, learning rate {rate}, {seconds}", steps, f"{rows[name]['after']:.3f}",
+                          f"{rows[name]['end']:.3f}"])  # fmt: skip
+        table.append(["share of the fall that LoRA reaches", "", f"{found['share_of_fall']:.1%}", ""])
+    if "peer" in found:
+        peer, places = found["peer"], ("held_out", "end")
+        steps, seeds = str(peer["steps"]), f"mean of {peer['seeds']} seeds"
+        for name in ("llmt", "trl"):
+            table.append([f"{name}, LoRA, {seeds}", steps, *(f"{peer[place][name]:.4f}" for place in places)])
+        table.append(["llmt - trl, and standard error", "",
+                      *(f"{peer[place]['difference']:+.5f} ± {peer[place]['standard_error']:.5f}"
+                        for place in places)])  # fmt: skip
+        spread = [f"{peer[place]['spread_of_seeds']:.4f}" for place in places]
+        table.append(["standard deviation between seeds, trl", "", *spread])
+    return table
+
+
 LEVERS = {
     "reuse_memory": "what a step frees is kept for the next (`system.allocator`), not zeroed again by the system",
     "muon": "three iterations of Muon instead of five (`training.muon_ns_steps`)",
@@ -160,6 +212,8 @@ BY_BENCH: dict[str, Callable[[dict[str, Any]], Table]] = {
     "startup": startup_table,
     "curves": curves_table,
     "levers": levers_table,
+    "finetune": finetune_table,
+    "sft": sft_table,
 }
 """What makes a table of the results of each benchmark."""
 
@@ -173,6 +227,8 @@ TABLES = {
     "startup": "startup",
     "curves": "curves",
     "levers": "levers",
+    "finetune": "finetune",
+    "sft": "sft",
 }
 """Mark in a page -> results."""
 
@@ -232,18 +288,25 @@ def flops_per_token(found: dict[str, Any]) -> float:
     return float(row["mfu"]) * float(found["product_flops"]) / float(row["tokens_per_second"])
 
 
-def drawn_curves(found: dict[str, Any]) -> Picture:
-    """All losses, the two ways in two colours."""
+def drawn_curves(all_curves: dict[str, list[list[float]]], ways: dict[str, tuple[Colour, int]], title: str) -> Picture:
+    """The losses of several runs of each way, by step; each way has its colour, and the last is drawn on top.
+
+    Args:
+        all_curves: Way -> the losses of each of its runs.
+        ways: Way -> its colour, and the size of its dots in pixels.
+        title: Stands above.
+    """
     width, height = 900, 420
     picture = Picture(width + 100, height + 60)
-    picture.words(10, 8, "loss: green bf16, red fp32, three seeds each")
-    every = [loss for curves in found["curves"].values() for curve in curves for loss in curve]
+    picture.words(10, 8, title)
+    every = [loss for way in ways for curve in all_curves[way] for loss in curve]
     low, high = min(every), max(every)
-    for way, colour in (("fp32", RED), ("bf16", GREEN)):
-        for curve in found["curves"][way]:
+    for way, (colour, size) in ways.items():
+        for curve in all_curves[way]:
             for step, loss in enumerate(smoothed(curve)):
                 left = 80 + round(step / len(curve) * width)
-                picture.box(left, 30 + round((high - loss) / (high - low) * height), 2, 2, colour)
+                top = 30 + round((high - loss) / (high - low) * height)
+                picture.box(left - (size - 2) // 2, top - (size - 2) // 2, size, size, colour)
     for share in (0.0, 0.5, 1.0):
         picture.words(8, 26 + round((1 - share) * height), f"{low + share * (high - low):.2f}")
     return picture
@@ -278,7 +341,15 @@ def main() -> None:
         sys.exit(f"{', '.join(differ)}: run python -m tests.bench.page" if differ else 0)
     bars(found["train-8x256"]).save(FIGURES / "speed.png")
     if "curves" in found:
-        drawn_curves(found["curves"]).save(FIGURES / "bf16.png")
+        title = "loss: green bf16, red fp32, three seeds each"
+        drawn_curves(found["curves"]["curves"], {"fp32": (RED, 2), "bf16": (GREEN, 2)}, title).save(
+            FIGURES / "bf16.png"
+        )
+    if "peer" in found.get("sft", {}):
+        peer = found["sft"]["peer"]
+        title = f"loss of LoRA: green llmt, red trl, {peer['seeds']} seeds each"
+        # Curves that lie on each other have to be seen both.
+        drawn_curves(peer["curves"], {"trl": (RED, 8), "llmt": (GREEN, 4)}, title).save(FIGURES / "sft.png")
 
 
 if __name__ == "__main__":

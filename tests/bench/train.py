@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ WARM = 3
 
 TIMEOUT = 900
 """Seconds for one contender."""
+
+TOLD = ("parameters", "trained", "precision", "compile", "threads")
+"""What a contender says of itself, where it does."""
 
 NEEDS = {"hf": "transformers", "litgpt": "litgpt", "nanogpt": "model"}
 """What a peer imports."""
@@ -73,9 +77,11 @@ def place_of(name: str, asked: argparse.Namespace) -> str | None:
     return "" if peer != "nanogpt" and importlib.util.find_spec(NEEDS[peer]) else None
 
 
-def run(name: str, work: Work, folder: Path, steps: int, path: str = "") -> dict[str, Any] | None:
-    """One turn of a contender; None where it failed."""
-    command = [sys.executable, "-m", "tests.bench.contenders", name, json.dumps(work.values()), str(folder),
+def run(
+    name: str, work: Work, folder: Path, steps: int, path: str = "", *, kind: str = "contenders"
+) -> dict[str, Any] | None:
+    """One turn of a contender, of the module that `kind` names; None where it failed."""
+    command = [sys.executable, "-m", f"tests.bench.{kind}", name, json.dumps(work.values()), str(folder),
                str(steps), path]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
@@ -100,20 +106,39 @@ def rate(turn: dict[str, Any], work: Work) -> float:
     return work.tokens / statistics.median(quiet or [seconds for seconds, _ in counted])
 
 
-def row(name: str, turns: list[dict[str, Any]], ours: list[dict[str, Any]], work: Work, peak: float) -> dict[str, Any]:
+Turns = dict[str, list[dict[str, Any]]]
+"""Contender -> what it did in each round."""
+
+
+def take_turns(turns: Turns, number: int, turn: Callable[[str], dict[str, Any] | None]) -> list[str]:
+    """A round: each contender once; those that failed are taken out, and their names returned."""
+    order, failed = list(turns), []
+    for name in order if number % 2 == 0 else reversed(order):  # nobody is always first, or always late
+        found = turn(name)
+        if found is None:
+            failed.append(name)
+            del turns[name]
+        else:
+            turns[name].append(found)
+    return failed
+
+
+def row(name: str, turns: list[dict[str, Any]], ours: list[dict[str, Any]], work: Work) -> dict[str, Any]:
     """The numbers of one contender, and ours over them, turn by turn."""
     rates = [rate(turn, work) for turn in turns]
     counted = [step for turn in turns for step in turn["steps"][WARM:]]
     middle = statistics.median(rates)
     memory = statistics.median(turn["peak_memory_bytes"] for turn in turns)
     pairs = zip(ours, turns, strict=True)
-    told = {key: turns[0][key] for key in ("parameters", "precision", "compile", "threads") if key in turns[0]}
+    told = {
+        key: turns[0][key] for key in ("parameters", "trained", "precision", "compile", "threads") if key in turns[0]
+    }
     return {
         "name": name, "tokens_per_second": round(middle, 1), "of_each_turn": [round(r, 1) for r in rates],
         "best_step": round(work.tokens / min(seconds for seconds, _ in counted), 1),
         "quiet_steps": sum(others <= QUIET for _, others in counted), "steps": len(counted),
+        "others": round(statistics.median(others for _, others in counted), 3),
         "first_step_seconds": round(turns[0]["steps"][0][0], 2), "peak_memory_bytes": int(memory),
-        "mfu": round(middle * work.flops_per_token / peak, 4),
         "ratio": round(statistics.median(rate(one, work) / rate(other, work) for one, other in pairs), 3),
         "memory_ratio": round(statistics.median(t["peak_memory_bytes"] for t in ours) / memory, 3), **told,
     }  # fmt: skip
@@ -125,31 +150,30 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
     names = [name for name in f"{asked.ours},{asked.peers}".split(",") if name]
     places = {name: place_of(name, asked) for name in names}
     absent = [name for name, place in places.items() if place is None]
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names if places[name] is not None}
+    turns: Turns = {name: [] for name in names if places[name] is not None}
     peak: list[float] = []
     with tempfile.TemporaryDirectory(prefix="llmt-bench-") as folder:
         made = run("data", work, Path(folder), asked.steps)
         if made is None:
             sys.exit("the data could not be made")
         work = replace(work, vocab_size=made["vocab_size"])  # as many as the text could fill
+
+        def turn(name: str) -> dict[str, Any] | None:
+            return run(name, work, Path(folder), asked.steps, places[name] or "")
+
         for number in range(asked.rounds):
             measured = run("product", work, Path(folder), 5)
             if measured is None:
                 sys.exit("the products could not be measured")
             peak.append(measured["flops_per_second"]["bf16"])
-            order = list(turns)
-            for name in order if number % 2 == 0 else reversed(order):  # nobody is always first, or always late
-                turn = run(name, work, Path(folder), asked.steps, places[name] or "")
-                if turn is None:
-                    absent.append(name)
-                    del turns[name]
-                else:
-                    turns[name].append(turn)
+            absent += take_turns(turns, number, turn)
     first = asked.ours.split(",")[0]
     if first not in turns:
         sys.exit(f"{first} failed: there is nothing to compare")
     ceiling = max(peak)
-    rows = [row(name, found, turns[first], work, ceiling) for name, found in turns.items()]
+    rows = [row(name, found, turns[first], work) for name, found in turns.items()]
+    for one in rows:
+        one["mfu"] = round(one["tokens_per_second"] * work.flops_per_token / ceiling, 4)
     return {"bench": "train", "work": work.values(), "parameters": work.parameters, "product_flops": round(ceiling),
             "rows": rows, "left_out": absent}  # fmt: skip
 

@@ -60,9 +60,10 @@ WORKS = {
     for work in (
         Work("tiny", 64, 128, 2, 2, 1024, 4, 64),
         Work("20m", 384, 1024, 8, 6, 16384, 8, 256),
+        Work("25m", 448, 1088, 8, 7, 16384, 8, 256),
         Work("117m", 768, 2304, 12, 12, 32768, 4, 512),
         Work("124m", 768, 2048, 12, 12, 50304, 16, 1024),
         Work("1b", 2048, 5632, 18, 16, 32768, 4, 2048),
     )
 }
-"""By name: for tests, the yardstick of this page, `cpu-medium`, and two for a GPU."""
+"""By name: for tests, the yardsticks of training and of adapters, `cpu-medium`, and two for a GPU."""
