@@ -68,5 +68,5 @@ class TokenizerConfig(TokenizerTraining):
     @classmethod
     def _are_tokens(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(token.strip() for token in value) or len(set(value)) < len(value):
-            raise ValueError("added_tokens: each is a text of its own, and none is empty")
+            raise ValueError("each is a text of its own, and none is empty")
         return value

@@ -61,7 +61,7 @@ def refuse_unread(asked: TrainConfig, base: Path | None, given: list[Given], set
     for value in [*given, *parse_sets(sets, [])]:
         path = setting_of(value.key)
         if path.startswith("lora.") and path != "lora.enabled" and not asked.lora.enabled:
-            raise UsageError(f"{value.place}: is about an adapter, and none is trained", "--lora beside it")
+            raise UsageError(f"{value.place}: is about an adapter, and none is trained", f"--lora {value.place} VALUE")
         if base is not None and _is_brought(path):
             raise UsageError(f"{value.place}: the base brings its own {path.partition('.')[0]}", "leave it out")
         if path.startswith("model.") and path not in _OTHER and (asked.model.huggingface or asked.model.custom):

@@ -16,7 +16,7 @@ from llmt.data.chat import ChatWriter
 from llmt.data.open import StreamedData, open_data
 from llmt.data.ready import ReadyData
 from llmt.data.texts import TextData
-from llmt.errors import MismatchError, StorageError, UsageError
+from llmt.errors import MismatchError, ModelFileError, StorageError, UsageError
 from llmt.text.reading import Reading
 from llmt.text.sources import fingerprint_sources
 from llmt.tokenizers.base import Tokenizer
@@ -75,7 +75,7 @@ def prepare_corpus(
     """
     existing = str(tokenizer_directory) if tokenizer_directory is not None else config.tokenizer.path
     if existing is not None:
-        tokenizer, note = load_tokenizer(existing), f"tokenizer of {existing}"
+        tokenizer, note = _of_base(existing, brought=tokenizer_directory is not None), f"tokenizer of {existing}"
     elif config.data.streaming and config.tokenizer.algo != "byte":
         raise UsageError(
             "data.streaming: a tokenizer that is trained with the run would read all of the text first",
@@ -97,6 +97,16 @@ def prepare_corpus(
     if config.data.chat_template is not None or (isinstance(data, ReadyData) and data.audit.text.conversations):
         tokenizer.keep_chat_template(ChatWriter(tokenizer, config.data.chat_template).template)
     return Corpus(tokenizer, data, (note,))
+
+
+def _of_base(directory: str, *, brought: bool) -> Tokenizer:
+    """A tokenizer that exists; a base without one cannot get another, whose ids would mean something else."""
+    try:
+        return load_tokenizer(directory)
+    except ModelFileError as error:
+        if not brought:
+            raise
+        raise ModelFileError(error.message, "put the tokenizer that it was trained with into its directory") from None
 
 
 def _cached_tokenizer(
