@@ -493,9 +493,13 @@ def _workload(config: TrainConfig, corpus: Corpus, base: Path | None) -> Workloa
 
 
 def _adapter_share(config: TrainConfig, model: ModelConfig, vocab_size: int) -> float:
-    """Share of the parameters that an adapter on all linear layers of the blocks trains."""
+    """Share of the parameters that is trained: an adapter on all linear layers of the blocks, and what is trained whole
+    at the ends.
+    """
     inner = 4 * (model.hidden_size + model.hidden_size) + 3 * (model.hidden_size + model.intermediate_size)
-    return min(config.lora.r * inner * model.num_hidden_layers / model.num_parameters(vocab_size), 1.0)
+    ends = sum(name in ("embed_tokens", "lm_head") for name in config.lora.modules_to_save)
+    trained = config.lora.r * inner * model.num_hidden_layers + ends * vocab_size * model.hidden_size
+    return min(trained / model.num_parameters(vocab_size), 1.0)
 
 
 def _validation(prepared: Prepared, runtime: Runtime) -> Validation | None:
