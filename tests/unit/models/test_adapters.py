@@ -142,4 +142,3 @@ def test_names(base: Path, folders: dict[str, Path]) -> None:
     assert (list(plain.folders), plain.active) == ([BASE], BASE)
     with pytest.raises(ModelFileError, match="is an adapter itself"):
         open_adapters(folders["a"], {"b": folders["b"]}, "cpu")
-
