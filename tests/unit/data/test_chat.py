@@ -18,8 +18,10 @@ from llmt.data.chat import CHATML, ChatSession, ChatWriter, Ending, Opening
 from llmt.data.encode import DocumentEncoder, Encoded
 from llmt.data.pieces import Piece
 from llmt.errors import DataError
+from llmt.text.builtin import instructions
 from llmt.text.documents import Document, Message
 from llmt.text.prompts import CHAT_TEMPLATES
+from llmt.text.sources import open_documents
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.load import load_tokenizer
 
@@ -360,3 +362,39 @@ def test_a_template_of_rows_writes_no_conversations_in_training(chat: Tokenizer)
         copy.keep_chat_template(template)
         after = ChatWriter(copy)
         assert (after.template, after.fingerprint(), after.name) == (CHATML, before.fingerprint(), before.name)
+
+
+@pytest.mark.parametrize(
+    ("layout", "row"),
+    [
+        ("question", {"question": "Why?  ", "answer": "So it is.\nReally <|endoftext|>"}),
+        ("instruction", {"instruction": "Say it's so.", "output": " It is."}),
+    ],
+)
+def test_a_template_of_rows_writes_what_training_saw(
+    chat: Tokenizer, tmp_path: Path, layout: Any, row: dict[str, str]
+) -> None:
+    """A row through the chat template of its layout is, id for id and in what is learnt, the row with its end."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (document,) = open_documents([str(tmp_path / "rows.jsonl")])
+    assert document.layout == layout
+    with DocumentEncoder(chat, 1, train_on_prompt=False, render=lambda talks: []) as encoder:
+        ((_, _, encoded),) = next(encoder.encode([[(document, 0)]]))
+    assert isinstance(encoded, Encoded)
+    ids, mask = _flat(encoded)
+    said, answered = row.values()
+    talk = (Message("user", said), Message("assistant", answered))
+    with ChatWriter(chat, template=CHAT_TEMPLATES[layout]).open() as session:
+        assert _ids(chat, session, talk) == ([*ids, chat.eos_token_id], [*mask, 1])
+        lead, opened = _opened(chat, session, talk[:1])
+        assert opened == [token for token, learnt in zip(ids, mask, strict=True) if not learnt]
+        assert chat.decode(ids[len(opened) :]) == lead + answered
+
+
+def test_the_built_in_questions_are_of_the_layout(tmp_path: Path) -> None:
+    """So that a model of them can be talked with; their text is that of a row with the same question and answer."""
+    item = next(instructions())
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": item.prompt, "answer": item.answer}))
+    (row,) = open_documents([str(tmp_path / "rows.jsonl")])
+    built_in = next(open_documents(["builtin:instructions"]))
+    assert (built_in.text, built_in.prompt, built_in.layout) == (row.text, row.prompt, "question")

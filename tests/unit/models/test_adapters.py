@@ -90,7 +90,7 @@ def test_the_base_is_in_memory_once(base: Path, folders: dict[str, Path]) -> Non
 
 
 def test_an_adapter_with_biases_leaves_those_of_the_base(tmp_path: Path) -> None:
-    """Biases that an adapter brings are its own: base and other adapters compute with theirs, in transformers' Qwen2."""
+    """Biases that an adapter brings are its own: base and other adapters compute with theirs, in a Qwen2."""
     torch.manual_seed(4)
     config = Qwen2Config(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
