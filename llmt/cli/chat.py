@@ -93,11 +93,17 @@ class _Conversation:
                 line = sys.stdin.readline()
             except UnicodeDecodeError as error:
                 raise DataError(f"standard input: {error.reason} in a turn", "type it as UTF-8") from None
+            except Stopped:
+                self._end_line()
+                raise
             if not line:
-                if self._is_typed:
-                    self._out.mark("\n")
+                self._end_line()
                 return
             yield line.rstrip("\n")
+
+    def _end_line(self) -> None:
+        if self._is_typed:
+            self._out.mark("\n")
 
     def _answer(self, prompt: str) -> None:
         before = len(self._chat.exchanges)
