@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from llmt.cli.opening import OpenedSet
@@ -78,7 +78,7 @@ class _Conversation:
             self._out.say("a line is a turn; /help lists the commands, Ctrl-D ends")
         self._note_template()
         for line in self._lines():
-            if line == "/exit":
+            if line.strip() == "/exit":
                 return
             if line.startswith("/"):
                 self._obey(line)
@@ -144,25 +144,33 @@ class _Conversation:
 
     def _obey(self, line: str) -> None:
         command, _, argument = line.strip().partition(" ")
-        argument = argument.strip()
-        if command == "/adapters" and not argument:
-            for name, folder in self._adapters.folders.items():
-                self._out.say(f"{'*' if name == self._adapters.active else ' '} {name}  {folder}")
-        elif command == "/adapter" and argument:
-            self._switch(argument)
-        elif command == "/undo" and not argument:
-            taken = self._chat.undo()
-            if taken is not None:
-                self._record.pop()
-            self._out.say("there is nothing to take back" if taken is None else f"taken back: {taken.prompt}")
-        elif command == "/reset" and not argument:
-            self._chat.reset()
-            self._has_said_left_out = False
-            self._out.say("the conversation is forgotten")
-        elif command == "/help" and not argument:
-            self._out.table(_COMMANDS.items())
+        alone: dict[str, Callable[[], None]] = {
+            "/adapters": self._list, "/undo": self._undo, "/reset": self._reset, "/help": self._help,
+        }  # fmt: skip
+        if command in alone and not argument.strip():
+            alone[command]()
+        elif command == "/adapter" and argument.strip():
+            self._switch(argument.strip())
         else:
             self._out.say(f"{line}: no such command; there are {', '.join(_COMMANDS)}")
+
+    def _list(self) -> None:
+        for name, folder in self._adapters.folders.items():
+            self._out.say(f"{'*' if name == self._adapters.active else ' '} {name}  {folder}")
+
+    def _undo(self) -> None:
+        taken = self._chat.undo()
+        if taken is not None:
+            self._record.pop()
+        self._out.say("there is nothing to take back" if taken is None else f"taken back: {taken.prompt}")
+
+    def _reset(self) -> None:
+        self._chat.reset()
+        self._has_said_left_out = False
+        self._out.say("the conversation is forgotten")
+
+    def _help(self) -> None:
+        self._out.table(_COMMANDS.items())
 
     def _switch(self, name: str) -> None:
         before = self._adapters.active

@@ -12,8 +12,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple
 
-from llmt.data.encode import is_seamless
-from llmt.data.pieces import Piece
+from llmt.data.pieces import Piece, is_seamless
 from llmt.errors import DataError
 from llmt.system.children import receive, send, start_child
 from llmt.text.documents import Message
