@@ -32,7 +32,7 @@ COMMANDS = {
     "eval": ("llmt.cli.evaluate", "Measure a model on text: loss, perplexity and bits per byte."),
     "generate": (
         "llmt.cli.generate",
-        "Write text with a model: from prompts, a file of prompts, or nothing.",
+        "Write text with a model, or talk with it: from prompts, a file of prompts, a conversation, or nothing.",
     ),
     "convert": ("llmt.cli.convert", "Convert weights; without a command, PyTorch files to safetensors."),
     "checkpoints": ("llmt.cli.checkpoints", "Look at the checkpoints of a run."),

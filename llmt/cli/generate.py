@@ -2,53 +2,111 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmt.cli.opening import open_with_tokenizer
+from llmt.cli.opening import OpenedSet, adapters_by_name, open_with_adapters
 from llmt.cli.options import with_settings
 from llmt.cli.output import Output
+from llmt.cli.signals import Stopped
 from llmt.config.layers import Given
 from llmt.config.load import load_task
+from llmt.config.names import BASE
 from llmt.config.tasks import GenerateSettings
-from llmt.errors import DataError, UsageError
+from llmt.errors import DataError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from llmt.generation.sampling import Sampling
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint, a model directory or an adapter.")]
 
 
 @with_settings(GenerateSettings)
 def generate(out: Output, given: list[Given], model: Model) -> None:
-    """Write text with a model: from prompts, a file of prompts, or nothing.
+    """Write text with a model, or talk with it: from prompts, a file of prompts, a conversation, or nothing.
 
-    The prompt comes from --prompt, --prompts-file, or standard input where that is a pipe.
+    The prompt comes from --prompt, --prompts-file, or standard input where that is a pipe; with --chat every line of
+    standard input is a turn.
     """
     settings = load_task("generate", GenerateSettings, flags=given).config
+    adapters = adapters_by_name(settings.adapter)
     prompts = _prompts(settings)
+    _require_sense(settings)
+    from llmt.generation.sampling import Sampling
+
+    opened = open_with_adapters(model, adapters, settings.device)
+    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty)
+    written: list[dict[str, Any]] = []
+    if settings.chat:
+        from llmt.cli.chat import talk
+        from llmt.generation.chat import Manner
+
+        try:
+            talk(out, opened, Manner(sampling, settings.max_new_tokens, settings.seed), settings.system, written)
+        except Stopped as stop:
+            _save(settings.output, written)
+            if settings.output is None:
+                raise
+            message = f"stopped, what was said is in {settings.output}"
+            raise Interrupted(message, "the same command begins another conversation", stop.signum) from None
+    else:
+        for prompt in prompts or [_piped()]:
+            written += _continued(out, opened, prompt, sampling, settings)
+        if out.as_json:
+            out.json({"results": written})
+    _save(settings.output, written)
+
+
+def _require_sense(settings: GenerateSettings) -> None:
+    """Refuse settings that exclude each other, and a file that cannot be written.
+
+    Raises:
+        UsageError: One of them, with what to type.
+    """
     if settings.output is not None and not Path(settings.output).absolute().parent.is_dir():
         raise UsageError(f"--output {settings.output}: its directory does not exist", "make it first")
-    from llmt.generation.sampling import Sampling
+    if settings.chat and (settings.prompt or settings.prompts_file is not None):
+        raise UsageError(
+            "--chat: the turns come from standard input, and prompts were named",
+            "leave out --prompt and --prompts-file",
+        )
+    if settings.chat and settings.num_return_sequences > 1:
+        raise UsageError("--chat: a turn has one answer", "leave out --num-return-sequences")
+    if settings.system is not None and not settings.chat:
+        raise UsageError("--system: opens a conversation, and this is none", "--chat --system TEXT")
+
+
+def _continued(
+    out: Output, opened: OpenedSet, prompt: str, sampling: "Sampling", settings: GenerateSettings
+) -> Iterator[dict[str, Any]]:
+    """Each continuation of a prompt, after it was shown; of several adapters those of each in turn."""
     from llmt.generation.text import stream_text
 
-    opened = open_with_tokenizer(model, settings.adapter, settings.device)
-    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty)
-    written: list[dict[str, str]] = []
-    for prompt in prompts or [_piped()]:
+    several = opened.adapters
+    names = [name for name in several.folders if name != BASE] if settings.adapter else [several.active]
+    for name in names:
+        several.choose(name)
         for number in range(settings.num_return_sequences):
             pieces = stream_text(
-                opened.model, opened.tokenizer, prompt, sampling,
+                several.model, opened.tokenizers[name], prompt, sampling,
                 max_new_tokens=settings.max_new_tokens, seed=settings.seed + number,
             )  # fmt: skip
-            written.append({"prompt": prompt, "text": _show(out, prompt, pieces)})
-    if out.as_json:
-        out.json({"results": written})
-    if settings.output is not None:
+            if len(names) > 1 and not out.as_json:
+                out.result(f"[{name}]")
+            named = {"adapter": name} if settings.adapter else {}
+            yield {**named, "prompt": prompt, "text": _show(out, prompt, pieces)}
+
+
+def _save(output: str | None, written: Sequence[dict[str, Any]]) -> None:
+    """Write one object a line, where a file was named."""
+    if output is not None:
         from llmt.checkpoints.files import write_text_atomic
 
         lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in written]
-        write_text_atomic(Path(settings.output), "".join(lines))
+        write_text_atomic(Path(output), "".join(lines))
 
 
 def _prompts(settings: GenerateSettings) -> list[str]:

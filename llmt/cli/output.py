@@ -146,6 +146,12 @@ class Output:
         if not self.quiet:
             self.err.print(Text(safe(text), style=style))
 
+    def mark(self, text: str) -> None:
+        """What stands on a terminal before the words that are typed there."""
+        if not self.quiet and self.err.is_terminal:
+            self.err.file.write(safe(text))
+            self.err.file.flush()
+
     def at_once(self, text: str) -> None:
         """A message on a terminal from the middle of anything, such as a signal: past what is being drawn."""
         if self.live:

@@ -49,6 +49,11 @@ def heed_swallowed() -> None:
         raise Stopped(INTERRUPTION.signum)
 
 
+def forget_signal() -> None:
+    """What the signal asked for is done, and the command goes on: an error that follows is its own."""
+    INTERRUPTION.signum = None
+
+
 def raise_on_signals() -> None:
     """From now on SIGINT, SIGTERM and SIGHUP raise `Stopped` where the process is; an ignored SIGHUP stays ignored."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -10,3 +10,6 @@ NEWEST = "newest"
 """What `--resume` means where nothing follows it; as a base, the newest finished run."""
 
 AUTO = "auto"
+
+BASE = "base"
+"""Among the names of adapters: none of them, the base alone."""

@@ -121,17 +121,24 @@ class GenerateSettings(Section):
     prompts_file: Text | None = None
     """File with one prompt a line."""
 
-    output: Text | None = None
-    """File that gets one JSON object a line: the prompt and its continuation."""
+    chat: Flag = False
+    """Talk with the model, a turn a line, through its chat template; `/help` lists the commands."""
 
-    adapter: Text | None = None
-    """Directory of an adapter to put on the model."""
+    system: Text | None = None
+    """What opens the conversation of `chat`: whom the model is to be."""
+
+    output: Text | None = None
+    """File that gets one JSON object a line: the prompt and its continuation, or a turn and its answer."""
+
+    adapter: TextLines = ()
+    """Directory of an adapter to put on the model, or NAME=DIRECTORY. Of several each prompt gets a continuation with
+    each; `chat` begins with the first."""
 
     device: Device = "auto"
     """Where to compute: `auto` takes CUDA, then MPS, then the CPU."""
 
     max_new_tokens: Count = Field(100, gt=0)
-    """Longest continuation, in tokens."""
+    """Longest continuation or answer, in tokens."""
 
     temperature: Number = Field(0.8, ge=0)
     """Below 1 favours likely tokens; 0 always takes the likeliest."""

@@ -7,6 +7,7 @@ from typing import Any
 from llmt.config.data import DataConfig
 from llmt.data.findings import Finding
 from llmt.errors import DataError, LlmtError
+from llmt.text.prompts import Layout
 
 _BOUNDED = {
     "max_dropped": ("tokens are left out", "dropped_documents"),
@@ -48,6 +49,7 @@ class TextAudit:
         overlap_kept: Those of them that are trained on nevertheless, being too long to be left out.
         overlap_share: Share of the texts of `data.validation_sources` that `data.sources` holds as well.
         formats: Source -> what its rows are, and by which columns.
+        layout: The kind of row that every document is of; None where there are several, or others.
     """
 
     documents: int
@@ -75,6 +77,7 @@ class TextAudit:
     overlap_kept: int = 0
     overlap_share: float = 0.0
     formats: dict[str, str] = field(default_factory=dict)
+    layout: Layout | None = None
 
     @property
     def bytes_per_token(self) -> float:

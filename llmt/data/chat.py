@@ -12,10 +12,11 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple
 
-from llmt.data.pieces import Piece
+from llmt.data.pieces import Piece, is_seamless
 from llmt.errors import DataError
 from llmt.system.children import receive, send, start_child
 from llmt.text.documents import Message
+from llmt.text.prompts import CHAT_TEMPLATES
 from llmt.text.readers import read_pieces
 from llmt.tokenizers.base import Tokenizer
 
@@ -39,7 +40,9 @@ START_SECONDS = 60.0
 # token.
 _BEGIN, _END, _PLAIN = "\ufdd0", "\ufdd1", "\ufdd2"
 _MARKS = re.compile(f"[{_BEGIN}{_END}{_PLAIN}]")
+_ANSWER = "\ufdd3"  # stands for what is not said yet
 _SPANS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_EXCHANGE = (Message("user", "a"), Message("assistant", f"{_BEGIN}b{_END}"))
 _AT_ONCE = 64
 _HINT = "correct the template, or name another: --chat-template FILE"
 
@@ -63,6 +66,35 @@ class Written(NamedTuple):
     spans: tuple[Span, ...]
 
 
+class Opening(NamedTuple):
+    """A conversation up to where the assistant begins to answer.
+
+    Attributes:
+        pieces: As in training, where what follows is learnt.
+        lead: What the template writes before the words of the answer, and the model learnt to write too.
+    """
+
+    pieces: Sequence[Piece]
+    lead: str
+
+
+class Ending(NamedTuple):
+    """What the template writes after an answer.
+
+    Attributes:
+        text: Before the control token, or all of it where there is none; may be empty.
+        token_id: The control token; None where the tokenizer has none there.
+    """
+
+    text: str
+    token_id: int | None
+
+
+def without_marks(text: str) -> str:
+    """The text with U+FFFD in the place of noncharacters, which no turn may hold."""
+    return _MARKS.sub("\ufffd", text)
+
+
 class ChatWriter:
     """Writes conversations as the tokenizer's template does, or as the one in a file.
 
@@ -70,20 +102,32 @@ class ChatWriter:
     `{% generation %}`; otherwise its text is looked for in what the template wrote.
 
     Args:
-        tokenizer: Has a template, or none: then it is ChatML.
+        tokenizer: Has a template, or none: then it is ChatML. So it is where the template only stands for rows of
+            another layout (`text.prompts`): it was never learnt for more than one turn.
         template_file: A file to read instead.
         seconds: How long one conversation may take.
+        template: A template to take instead.
 
     Raises:
         DataError: The file is not text.
         StorageError: The file cannot be read.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template_file: str | None = None, seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template_file: str | None = None,
+        seconds: float = SECONDS,
+        *,
+        template: str | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._seconds = seconds
-        self.template = tokenizer.chat_template or CHATML
-        self.name = "the chat template of the tokenizer" if tokenizer.chat_template else "the ChatML template"
+        own = tokenizer.chat_template
+        if template is None and own in CHAT_TEMPLATES.values():
+            own = None
+        self.template = template or own or CHATML
+        self.name = "the chat template of the tokenizer" if template or own else "the ChatML template"
         if template_file is not None:
             self.template = "".join(read_pieces(Path(template_file)))
             self.name = template_file
@@ -114,6 +158,7 @@ class ChatSession:
         self._has_spans = _SPANS.search(template) is not None
         self._all_learnt = all_learnt
         self._control = tokenizer.control_tokens
+        self._is_seamless = is_seamless(tokenizer)
         setup = {"template": template, "has_spans": self._has_spans, "values": tokenizer.special_tokens}
         self._setup = json.dumps(setup).encode()
         self._seconds = seconds
@@ -131,20 +176,50 @@ class ChatSession:
 
         A U+FDD2 stands inside of what only looks like a control token.
         """
-        plain = [[Message(role, self._plain(content)) for role, content in messages] for messages in conversations]
+        plain = self._plainly(conversations)
         found = self._render(plain)
         for number, messages in enumerate(conversations):
             if any(_MARKS.search(message.content) for message in messages):
-                found[number] = DataError(
-                    "a turn holds U+FDD0, U+FDD1 or U+FDD2, which are no characters", "take them out"
-                )
+                found[number] = _not_text()
         return found if self._has_spans else self._with_spans(plain, found)
+
+    def opening(self, messages: Sequence[Message]) -> "Opening | DataError":
+        """The conversation up to where an answer begins, or why it cannot be written.
+
+        It is the longest text before the answer that training knows: what the template writes before what is learnt
+        of an answer, or more where it says with `add_generation_prompt` that an answer begins with more. Where
+        training could not learn from such a conversation, the latter alone counts.
+        """
+        (opened,) = self._render(self._plainly([messages]), opens=True)
+        (whole,) = self.write([[*messages, Message("assistant", _ANSWER)]])
+        place = -1 if isinstance(whole, DataError) else whole.text.rfind(_ANSWER)
+        if isinstance(whole, DataError) or place < 0:
+            if isinstance(opened, DataError) or any(_MARKS.search(message.content) for message in messages):
+                return opened if isinstance(opened, DataError) else _not_text()
+            return Opening(self._cut(Written(opened.text, ())), "")
+        end = next((span.start for span in whole.spans if span.start <= place < span.end), place)
+        if not isinstance(opened, DataError) and whole.text[:place].startswith(opened.text):
+            end = max(end, len(opened.text))
+        if not self._is_seamless:  # a space would become one token with what follows
+            end = len(whole.text[:end].rstrip(" "))
+        spans = tuple(Span(start, min(stop, end)) for start, stop in whole.spans if start < end)
+        return Opening(self._cut(Written(whole.text[:end], spans)), whole.text[end:place])
+
+    @cached_property
+    def ending(self) -> Ending:
+        """What ends an answer; of a template that ends none, what it writes up to the next turn of the user."""
+        text = self._ending or self._between
+        token = next((name for name in self._control if text.endswith(name)), None)
+        return Ending(text, None) if token is None else Ending(text[: -len(token)], self._control[token])
 
     def close(self) -> None:
         """End the process."""
         child, self._child = self._child, None
         if child is not None:
             child.end()
+
+    def _plainly(self, conversations: Sequence[Sequence[Message]]) -> list[list[Message]]:
+        return [[Message(role, self._plain(content)) for role, content in messages] for messages in conversations]
 
     def _plain(self, content: str) -> str:
         """The content with a mark inside of each control token that it spells."""
@@ -193,9 +268,17 @@ class ChatSession:
     @cached_property
     def _ending(self) -> str:
         """What follows a turn of the assistant up to the end of its first control token, or else before white space."""
-        question, answer = Message("user", "a"), Message("assistant", f"{_BEGIN}b{_END}")
-        (written,) = self._render([[question, answer]])
+        (written,) = self._render([_EXCHANGE])
+        return "" if isinstance(written, DataError) else self._to_control(written.text.partition(_END)[2])
+
+    @cached_property
+    def _between(self) -> str:
+        """What stands between a turn of the assistant and the words of the user's next, in the same way."""
+        (written,) = self._render([[*_EXCHANGE, Message("user", _ANSWER)]])
         rest = "" if isinstance(written, DataError) else written.text.partition(_END)[2]
+        return self._to_control(rest.partition(_ANSWER)[0])
+
+    def _to_control(self, rest: str) -> str:
         match = self._control_pattern.search(rest) if self._control_pattern is not None else None
         return rest[: match.end()] if match else rest.rstrip()
 
@@ -218,17 +301,20 @@ class ChatSession:
                 pieces.append(Piece(text[start:end].replace(_PLAIN, ""), learnt))
         return pieces
 
-    def _render(self, conversations: Sequence[Sequence[Message]]) -> "list[Written | DataError]":
+    def _render(
+        self, conversations: Sequence[Sequence[Message]], *, opens: bool = False
+    ) -> "list[Written | DataError]":
         found: list[Written | DataError] = []
         while len(found) < len(conversations):
-            found += self._answers(conversations[len(found) : len(found) + _AT_ONCE])
+            found += self._answers(conversations[len(found) : len(found) + _AT_ONCE], opens=opens)
         return found
 
-    def _answers(self, conversations: Sequence[Sequence[Message]]) -> "list[Written | DataError]":
+    def _answers(self, conversations: Sequence[Sequence[Message]], *, opens: bool) -> "list[Written | DataError]":
         """The answers of the process for some conversations; fewer where one of them ended it."""
         if self._child is None:
             self._child = _Child(self._setup)
-        self._child.ask([[message._asdict() for message in messages] for messages in conversations])
+        plain = [[message._asdict() for message in messages] for messages in conversations]
+        self._child.ask({"conversations": plain, "opens": opens})
         found: list[Written | DataError] = []
         for _ in conversations:
             try:
@@ -257,7 +343,7 @@ class _Child:
             send(self._process.stdin, setup)
             self.answer(START_SECONDS)
 
-    def ask(self, conversations: Sequence[Any]) -> None:
+    def ask(self, conversations: dict[str, Any]) -> None:
         """Send some conversations; each gets an answer."""
         with suppress(OSError):  # nobody is there, which the answer will tell
             send(self._process.stdin, json.dumps(conversations).encode())
@@ -299,7 +385,7 @@ def _marked(message: Message, *, is_whole: bool) -> Message:
         return message
     content = message.content
     start = 0 if is_whole else len(content) - len(content.lstrip())
-    end = len(content) if is_whole else len(content.rstrip())
+    end = len(content) if is_whole else max(start, len(content.rstrip()))
     return Message(message.role, f"{content[:start]}{_BEGIN}{content[start:end]}{_END}{content[end:]}")
 
 
@@ -318,3 +404,7 @@ def _spans_of(marked: str, text: str, turns: int) -> tuple[Span, ...]:
             parts.append(part)
             place += len(part)
     return tuple(spans) if "".join(parts) == text and len(spans) == turns else ()
+
+
+def _not_text() -> DataError:
+    return DataError("a turn holds U+FDD0, U+FDD1 or U+FDD2, which are no characters", "take them out")

@@ -16,7 +16,10 @@ MAX_TEXT = 64_000_000
 
 
 def serve() -> None:
-    """Take `{template, has_spans, values}`, say `{}`, then answer `{text, spans}` or `{error}` to each conversation."""
+    """Take `{template, has_spans, values}`, say `{}`, then answer `{text, spans}` or `{error}` to each conversation.
+
+    They come as `{conversations, opens}`; `opens` says that each goes on with an answer that begins.
+    """
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -31,20 +34,22 @@ def serve() -> None:
     limit_memory()
     send(sys.stdout.buffer, b"{}")  # from now on time counts
     while (data := receive(sys.stdin.buffer)) is not None:
-        for messages in json.loads(data):
+        asked = json.loads(data)
+        for messages in asked["conversations"]:
             try:
-                answer = _render(render_jinja_template, setup, messages)
+                answer = _render(render_jinja_template, setup, messages, opens=asked["opens"])
             except failures as error:
                 said = " ".join(str(error).split()) or type(error).__name__
                 answer = {"error": said[:300]}
             send(sys.stdout.buffer, json.dumps(answer).encode())
 
 
-def _render(render: Any, setup: dict[str, Any], messages: list[dict[str, str]]) -> dict[str, Any]:
+def _render(render: Any, setup: dict[str, Any], messages: list[dict[str, str]], *, opens: bool) -> dict[str, Any]:
     texts, spans = render(
         [messages],
         chat_template=setup["template"],
         return_assistant_tokens_mask=setup["has_spans"],
+        add_generation_prompt=opens,
         **setup["values"],
     )
     if len(texts[0]) > MAX_TEXT:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
-from llmt.data.pieces import Piece, pieces_of
+from llmt.data.pieces import Piece, is_seamless, pieces_of
 from llmt.errors import DataError
 from llmt.text.documents import Document, Message
 from llmt.tokenizers.base import Tokenizer
@@ -16,15 +16,6 @@ T = TypeVar("T")
 
 Render = Callable[[Sequence[Sequence[Message]]], Sequence["Sequence[Piece] | DataError"]]
 """Conversations -> the pieces of each, or why its template refuses it."""
-
-# Texts whose border is one where a prompt ends or a turn begins.
-_BORDERS = (
-    ("Question: why?\nAnswer:", " so it is"),
-    ("### Response:\n", "So it is"),
-    ("assistant\n", "hello"),
-    ("hello", "\n"),
-    ("first text.\n", "\nsecond"),
-)
 
 
 class EncodedPiece(NamedTuple):
@@ -162,15 +153,6 @@ class DocumentEncoder:
                 held = next(numbers, None)
             found.append(EncodedPiece(mine, piece.learnt))
         return found
-
-
-def is_seamless(tokenizer: Tokenizer) -> bool:
-    """Whether texts that are encoded one by one read as when they are encoded in one, at the borders of prompts."""
-    return all(
-        tokenizer.decode(tokenizer.encode(one) + tokenizer.encode(other))
-        == tokenizer.decode(tokenizer.encode(one + other))
-        for one, other in _BORDERS
-    )
 
 
 def _stretches(pieces: Sequence[Piece]) -> list[list[Piece]]:

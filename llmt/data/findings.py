@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from llmt.checkpoints.files import storage_errors
 from llmt.data.places import PlaceWriter, read_place
 from llmt.text.documents import Document
+from llmt.text.prompts import Layout
 
 EXAMPLES = 3
 _REPLACEMENT = "\ufffd"
@@ -79,6 +80,7 @@ class TextCounter:
 
     def __init__(self, directory: Path, control: Sequence[str] = ()) -> None:
         self.documents = self.supervised = self.conversations = 0
+        self.layouts: set[Layout | None] = set()
         self.text_bytes = self.characters = self.shortest_bytes = self.longest_bytes = 0
         self.replaced = Finding()
         self.spelled = Finding()
@@ -128,6 +130,7 @@ class TextCounter:
         self.documents += 1
         self.supervised += document.prompt is not None or bool(document.messages)
         self.conversations += bool(document.messages)
+        self.layouts.add(document.layout)
         self._size, self._has_spelled = 0, False
         self._pending.append(digest)
         with storage_errors("writing digests", self._paths[0]):

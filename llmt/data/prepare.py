@@ -268,6 +268,7 @@ def _audit(
         overlap_kept=assignment.overlap_kept,
         overlap_share=assignment.overlap_share,
         formats=work.formats,
+        layout=next(iter(counter.layouts)) if len(counter.layouts) == 1 else None,
     )
 
 

@@ -258,6 +258,7 @@ def _make_room(base: BaseLanguageModel, values: Mapping[str, Any], directory: Pa
             f"{directory}: learnt the token {most}, and the base has {base.vocab_size:,}", "name the adapter's own base"
         )
     if most >= base.vocab_size:
+        base.requires_grad_(True)  # another adapter may have frozen it; this one will
         base.resize_token_embeddings(most + 1)
 
 

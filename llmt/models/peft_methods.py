@@ -19,6 +19,9 @@ _LISTED = 12
 FEEDFORWARD = ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "w2")
 """Layers of which IA3 scales what goes in, not what comes out: the last of a feed-forward part."""
 
+LEAVES_BASE = (True, False, "gaussian", "orthogonal", "mica", "eva")
+"""First numbers of an adapter, as peft calls them, for which the base keeps its own."""
+
 SETTINGS_OF = {
     "LORA": {"trainable_token_indices", "ensure_weight_tying"},
     "ADALORA": {"trainable_token_indices", "ensure_weight_tying"},

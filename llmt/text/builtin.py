@@ -119,7 +119,9 @@ def builtin_instructions(stdlib: Path | None = None) -> Iterator[Document]:
     Raises:
         DataError: Python comes without its source.
     """
-    return (Document(item.text, item.source, prompt=len(item.question)) for item in instructions(stdlib))
+    return (
+        Document(item.text, item.source, prompt=len(item.question), layout="question") for item in instructions(stdlib)
+    )
 
 
 def builtin_fingerprint(stdlib: Path | None = None) -> str:

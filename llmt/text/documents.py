@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from llmt.text.prompts import Layout
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -23,6 +25,7 @@ class Document:
         source: Where it came from: `file`, `file:line`, `file: row number`, `-`, `hf:name: row number` or
             `builtin:kind/name`.
         prompt: How many characters of `text` are the prompt; None where it has none.
+        layout: Its row is of this kind, and its prompt is written as for that; None for everything else.
         messages: The turns of a conversation; empty for everything else.
         more: The text goes on in the next document: a long one comes in parts that are cut where no word is.
     """
@@ -30,5 +33,6 @@ class Document:
     text: str
     source: str
     prompt: int | None = None
+    layout: Layout | None = None
     messages: tuple[Message, ...] = ()
     more: bool = False

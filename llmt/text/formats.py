@@ -10,7 +10,7 @@ from llmt.errors import DataError, UsageError
 from llmt.text.columns import no_column, require_text
 from llmt.text.conversations import read_messages
 from llmt.text.documents import Document
-from llmt.text.prompts import ANSWER, INSTRUCTION_INPUT_PROMPT, INSTRUCTION_PROMPT, QUESTION_PROMPT
+from llmt.text.prompts import ANSWER, INSTRUCTION_INPUT_PROMPT, INSTRUCTION_PROMPT, QUESTION_PROMPT, Layout
 from llmt.text.reading import TEXT_COLUMN, DataFormat, Reading
 from llmt.text.rows import Row
 
@@ -28,6 +28,7 @@ class _Layout:
     completion: str = ""
     optional: str = ""
     prompt_with_optional: str = ""
+    written_as: Layout | None = None
 
     @property
     def learnt(self) -> str:
@@ -52,12 +53,14 @@ _LAYOUTS = (
         completion="{output}",
         optional="input",
         prompt_with_optional=INSTRUCTION_INPUT_PROMPT,
+        written_as="instruction",
     ),
     _Layout(
         "instruction",
         {"question": ("question",), "answer": ("answer",)},
         prompt=QUESTION_PROMPT,
         completion=ANSWER,
+        written_as="question",
     ),
 )
 """In the order in which they are recognised."""
@@ -106,7 +109,8 @@ class RowFormat:
             raise DataError(
                 f"{row.place}: {row.kind} {column!r} is empty, so there is nothing to learn", "take the row out"
             )
-        return Document(prompt + completion, row.place, prompt=len(prompt))
+        layout = self._layout.written_as if self._template is None else None
+        return Document(prompt + completion, row.place, prompt=len(prompt), layout=layout)
 
     def _conversation(self, row: Row) -> Document:
         values = {column: _value(row, column) for column in self._parts.values()}

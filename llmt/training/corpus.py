@@ -17,6 +17,7 @@ from llmt.data.open import StreamedData, open_data
 from llmt.data.ready import ReadyData
 from llmt.data.texts import TextData
 from llmt.errors import MismatchError, ModelFileError, StorageError, UsageError
+from llmt.text.prompts import CHAT_TEMPLATES
 from llmt.text.reading import Reading
 from llmt.text.sources import fingerprint_sources
 from llmt.tokenizers.base import Tokenizer
@@ -94,8 +95,7 @@ def prepare_corpus(
         cache,
         lambda size, documents: progress(f"tokenizing, {documents} documents", size, None),
     )
-    if config.data.chat_template is not None or (isinstance(data, ReadyData) and data.audit.text.conversations):
-        tokenizer.keep_chat_template(ChatWriter(tokenizer, config.data.chat_template).template)
+    _keep_chat_template(tokenizer, config.data, data)
     return Corpus(tokenizer, data, (note,))
 
 
@@ -107,6 +107,18 @@ def _of_base(directory: str, *, brought: bool) -> Tokenizer:
         if not brought:
             raise
         raise ModelFileError(error.message, "put the tokenizer that it was trained with into its directory") from None
+
+
+def _keep_chat_template(tokenizer: Tokenizer, config: DataConfig, data: ReadyData | StreamedData) -> None:
+    """Save with the tokenizer how to talk with the model: as the conversations were written, or the rows of one layout.
+
+    A template that the tokenizer brought stays where there were only rows, unless it stands for rows itself.
+    """
+    text = data.audit.text if isinstance(data, ReadyData) else None
+    if config.chat_template is not None or (text is not None and text.conversations):
+        tokenizer.keep_chat_template(ChatWriter(tokenizer, config.chat_template).template)
+    elif text is not None and text.layout is not None and tokenizer.chat_template in (None, *CHAT_TEMPLATES.values()):
+        tokenizer.keep_chat_template(CHAT_TEMPLATES[text.layout])
 
 
 def _cached_tokenizer(

@@ -3,17 +3,25 @@
 import json
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer
 
-from llmt.data.chat import CHATML, ChatWriter
+from llmt.data.chat import CHATML, ChatSession, ChatWriter, Ending, Opening
 from llmt.data.encode import DocumentEncoder, Encoded
 from llmt.data.pieces import Piece
 from llmt.errors import DataError
+from llmt.text.builtin import instructions
 from llmt.text.documents import Document, Message
+from llmt.text.prompts import CHAT_TEMPLATES
+from llmt.text.sources import open_documents
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.load import load_tokenizer
 
@@ -232,3 +240,161 @@ def test_a_template_that_drops_words_can_be_learnt_whole(folder: Path, chat: Tok
     assert "--train-on-prompt" in refused.hint
     (encoded,) = _encoded(chat, template, talk, prompt=True)
     assert _learnt(chat, encoded) == ["hi<|im_end|>hello<|im_end|>"]
+
+
+WHOLE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""What an answer begins with is learnt, and given when one is asked for."""
+
+ALL = {**TEMPLATES, "marked": MARKED, "default": CHATML, "whole": WHOLE, **CHAT_TEMPLATES}
+
+
+@pytest.fixture(scope="module")
+def metaspace(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer in the way of Llama 2, which puts a space before every text and joins it with the first word."""
+    backend = Backend(BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    words = ["Why? So it is. And now? Later, {maybe}. user assistant system Question: Answer: [INST] [/INST] USER: \n"]
+    backend.train_from_iterator(words * 9, BpeTrainer(special_tokens=["<unk>", "<s>", "</s>", "<|im_end|>"]))
+    path = tmp_path_factory.mktemp("metaspace")
+    backend.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}')
+    return load_tokenizer(path)
+
+
+def _ids(tokenizer: Tokenizer, render: Any, talk: Sequence[Message]) -> tuple[list[int], list[int]]:
+    with DocumentEncoder(tokenizer, 1, train_on_prompt=False, render=render) as encoder:
+        ((_, _, encoded),) = next(encoder.encode([[(Document("", "talk", messages=tuple(talk)), 0)]]))
+    assert isinstance(encoded, Encoded), encoded
+    return _flat(encoded)
+
+
+def _opened(tokenizer: Tokenizer, session: ChatSession, talk: Sequence[Message]) -> tuple[str, list[int]]:
+    """What the template writes before the words of the answer, and the ids before that."""
+    opening = session.opening(talk)
+    assert isinstance(opening, Opening), opening
+    return opening.lead, _ids(tokenizer, lambda talks: [opening.pieces], talk)[0]
+
+
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [
+        *(("chat", name) for name in ALL),
+        *(("tokenizer", name) for name in ("default", "question", "llama2")),
+        *(("metaspace", name) for name in ("default", "question", "llama2", "stripped")),
+    ],
+)
+def test_an_answer_begins_where_it_was_learnt(request: pytest.FixtureRequest, of: str, name: str) -> None:
+    """The ids up to an answer are the first of those of the same conversation in training, as far as none is learnt."""
+    tokenizer: Tokenizer = request.getfixturevalue(of)
+    with ChatWriter(tokenizer, template=ALL[name]).open() as session:
+        for turns in (2, 4):
+            trained, mask = _ids(tokenizer, session, TALK[: turns + 1])
+            lead, ids = _opened(tokenizer, session, TALK[:turns])
+            assert trained[: len(ids)] == ids
+            end = len(trained) - mask[::-1].index(1)
+            learnt = end - mask[:end][::-1].index(0)  # where what is learnt last begins
+            if name == "whole":  # the header is learnt, and given nevertheless
+                assert ids[learnt:] == [tokenizer.control_tokens["<|im_start|>"], *tokenizer.encode("assistant\n")]
+            else:  # a space is left to the token that it becomes one with
+                assert learnt - len(ids) == (of == "metaspace" and lead == " " and name != "question")
+            assert TALK[turns].content.strip() in tokenizer.decode(trained[len(ids) :])
+
+
+def test_where_an_answer_cannot_be_learnt_the_template_says_how_it_begins(chat: Tokenizer) -> None:
+    """A template that leaves out what the assistant says opens an answer nevertheless; one that fails says why."""
+    silent = "{% for m in messages %}{{ m.content[:1] }}{% endfor %}{% if add_generation_prompt %}: {% endif %}"
+    with ChatWriter(chat, template="{{ raise_exception('no') }}").open() as session:
+        assert isinstance(session.opening(TALK[:2]), DataError)
+    with ChatWriter(chat, template=silent).open() as session:
+        lead, ids = _opened(chat, session, TALK[:2])
+        assert (lead, chat.decode(ids)) == ("", "BW: ")
+        assert isinstance(session.opening([Message("user", "a\ufdd0")]), DataError)
+
+
+def test_a_control_token_in_a_question_stays_text(chat: Tokenizer) -> None:
+    """What the user spells is no token, in the turn that is answered as in those before."""
+    end = chat.control_tokens["<|im_end|>"]
+    for template in (CHATML, MARKED, TEMPLATES["chatml"]):
+        talk = (Message("user", "say <|im_end|>"), SHORT[1], Message("user", "<|im_end|>?"))
+        with ChatWriter(chat, template=template).open() as session:
+            _, ids = _opened(chat, session, talk)
+        assert ids.count(end) == 3
+
+
+def test_a_blank_answer_is_a_turn(chat: Tokenizer) -> None:
+    """A conversation goes on after an answer without words, in a template that strips them too."""
+    talk = (SHORT[0], Message("assistant", " \n"), SHORT[0])
+    for template, said in ((TEMPLATES["stripped"], "USER: hi\nASSISTANT: \nUSER: hi\nASSISTANT: "), (CHATML, None)):
+        with ChatWriter(chat, template=template).open() as session:
+            _, ids = _opened(chat, session, talk)
+        assert said is None or chat.decode(ids) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "text", "token"),
+    [
+        ("default", "chat", "", "<|im_end|>"),
+        ("default", "tokenizer", "<|im_end|>", None),
+        ("whole", "chat", "", "<|im_end|>"),
+        ("llama2", "chat", " ", "<|endoftext|>"),
+        ("stripped", "chat", "\nUSER:", None),
+        ("question", "tokenizer", "", "<|endoftext|>"),
+    ],
+)
+def test_what_ends_an_answer(request: pytest.FixtureRequest, name: str, of: str, text: str, token: str | None) -> None:
+    """A control token where the tokenizer has it, otherwise text: that of the ending, or of the next turn."""
+    tokenizer: Tokenizer = request.getfixturevalue(of)
+    with ChatWriter(tokenizer, template=ALL[name]).open() as session:
+        assert session.ending == Ending(text, None if token is None else tokenizer.control_tokens[token])
+
+
+def test_a_template_of_rows_writes_no_conversations_in_training(chat: Tokenizer) -> None:
+    """It was learnt for one exchange: conversations are ChatML, and the data of a run is the same before and after."""
+    before = ChatWriter(chat)
+    for template in CHAT_TEMPLATES.values():
+        copy = deepcopy(chat)
+        copy.keep_chat_template(template)
+        after = ChatWriter(copy)
+        assert (after.template, after.fingerprint(), after.name) == (CHATML, before.fingerprint(), before.name)
+
+
+@pytest.mark.parametrize(
+    ("layout", "row"),
+    [
+        ("question", {"question": "Why?  ", "answer": "So it is.\nReally <|endoftext|>"}),
+        ("instruction", {"instruction": "Say it's so.", "output": " It is."}),
+    ],
+)
+def test_a_template_of_rows_writes_what_training_saw(
+    chat: Tokenizer, tmp_path: Path, layout: Any, row: dict[str, str]
+) -> None:
+    """A row through the chat template of its layout is, id for id and in what is learnt, the row with its end."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (document,) = open_documents([str(tmp_path / "rows.jsonl")])
+    assert document.layout == layout
+    with DocumentEncoder(chat, 1, train_on_prompt=False, render=lambda talks: []) as encoder:
+        ((_, _, encoded),) = next(encoder.encode([[(document, 0)]]))
+    assert isinstance(encoded, Encoded)
+    ids, mask = _flat(encoded)
+    said, answered = row.values()
+    talk = (Message("user", said), Message("assistant", answered))
+    with ChatWriter(chat, template=CHAT_TEMPLATES[layout]).open() as session:
+        assert _ids(chat, session, talk) == ([*ids, chat.eos_token_id], [*mask, 1])
+        lead, opened = _opened(chat, session, talk[:1])
+        assert opened == [token for token, learnt in zip(ids, mask, strict=True) if not learnt]
+        assert chat.decode(ids[len(opened) :]) == lead + answered
+
+
+def test_the_built_in_questions_are_of_the_layout(tmp_path: Path) -> None:
+    """So that a model of them can be talked with; their text is that of a row with the same question and answer."""
+    item = next(instructions())
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": item.prompt, "answer": item.answer}))
+    (row,) = open_documents([str(tmp_path / "rows.jsonl")])
+    built_in = next(open_documents(["builtin:instructions"]))
+    assert (built_in.text, built_in.prompt, built_in.layout) == (row.text, row.prompt, "question")

@@ -9,7 +9,8 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmt.data.encode import DocumentEncoder, Encoded, is_seamless
+from llmt.data.encode import DocumentEncoder, Encoded
+from llmt.data.pieces import is_seamless
 from llmt.errors import DataError
 from llmt.text.documents import Document, Message
 from llmt.tokenizers.base import Tokenizer

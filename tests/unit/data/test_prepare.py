@@ -521,3 +521,23 @@ def test_counts_are_of_documents_and_of_what_is_stored(tmp_path: Path, tokenizer
     prepared = prepare_shards(_config(tmp_path / "in", deduplicate=True), tokenizer, tmp_path / "cache")
     assert (prepared.text.spelled.count, prepared.text.duplicates.count, prepared.text.deduplicated) == (2, 1, 1)
     assert prepared.text.bytes_per_token == pytest.approx(len(text) / prepared.text.tokens)
+
+
+def test_the_layout_of_rows_is_noted_where_it_is_one(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """What every document is; rows of two kinds, text beside them or a template of one's own are none."""
+    asked = [{"question": f"q {n}?", "answer": f"a {n}"} for n in range(30)]
+    told = [{"instruction": f"do {n}", "output": f"done {n}"} for n in range(30)]
+    for name, rows in (("asked", asked), ("told", told), ("both", [{"text": "some text"}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def layout(*names: str, **options: object) -> str | None:
+        sources = [str(tmp_path / f"{name}.jsonl") for name in names]
+        config = DataConfig.model_validate({"sources": sources, "block_size": 16} | options)
+        made = prepare_shards(config, tokenizer, tmp_path / "cache").text.layout
+        assert prepare_shards(config, tokenizer, tmp_path / "cache").text.layout == made  # as the cache tells it
+        return made
+
+    assert (layout("asked"), layout("told"), layout("asked", "told"), layout("asked", "both")) == (
+        "question", "instruction", None, None,
+    )  # fmt: skip
+    assert layout("asked", prompt_template="{question} =") is None

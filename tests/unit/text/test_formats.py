@@ -58,7 +58,7 @@ def test_an_input_may_come_with_a_later_row() -> None:
     """The first row need not have the optional part."""
     form = recognise(["instruction", "output"], Reading(), "f", "field")
     document = form.document(Row("f:2", {"instruction": "add", "input": "1 2", "output": "3"}))
-    assert document == Document(ALPACA + "3", "f:2", prompt=len(ALPACA))
+    assert document == Document(ALPACA + "3", "f:2", prompt=len(ALPACA), layout="instruction")
 
 
 def test_what_is_none_of_these_is_plain_text() -> None:

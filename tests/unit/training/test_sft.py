@@ -11,7 +11,7 @@ from torch import Tensor
 from llmt.models.lora import LoraModel
 from llmt.training.step import Stepper
 
-WORDS = "sea ship captain letter king year nobody came back wrote".split()
+WORDS = ["sea", "ship", "captain", "letter", "king", "year", "nobody", "came", "back", "wrote"]
 
 
 @pytest.fixture
