@@ -50,6 +50,11 @@ class EvalReport:
             "text_bytes": self.text_bytes,
         }
 
+    def over(self, total: Callable[..., list[float]]) -> "EvalReport":
+        """The same over all processes, whose numbers `total` sums; the bytes are those of all of them already."""
+        nats, tokens = total(self.nats, self.tokens)
+        return EvalReport(nats, round(tokens), self.text_bytes)
+
 
 @torch.no_grad()
 def evaluate(
