@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from llmt.data.batch import Batch
-from llmt.models.base import BaseLanguageModel
+
+if TYPE_CHECKING:
+    from llmt.models.base import BaseLanguageModel
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class EvalReport:
 
 @torch.no_grad()
 def evaluate(
-    model: BaseLanguageModel,
+    model: "BaseLanguageModel",
     batches: Iterable[Batch],
     *,
     text_bytes: int,

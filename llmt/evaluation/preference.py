@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from llmt.data.batch import Batch
-from llmt.models.base import BaseLanguageModel
 from llmt.models.preference import PreferenceLoss, ratios_of
+
+if TYPE_CHECKING:
+    from llmt.models.base import BaseLanguageModel
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class PreferenceReport:
 
 @torch.no_grad()
 def evaluate_preference(
-    model: BaseLanguageModel,
+    model: "BaseLanguageModel",
     batches: Iterable[Batch],
     loss: PreferenceLoss,
     *,

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -138,6 +139,17 @@ class BaseLanguageModel(nn.Module, ABC):
         """
         hidden = self.hidden_states(input_ids, None, **where_given(position_ids))
         return label_nats(hidden, self.output_weight(), labels)
+
+    def adapter_off(self) -> AbstractContextManager[None]:
+        """Within it, an adapter's model is its base alone, without dropout: what preferences are measured against.
+
+        Raises:
+            UsageError: This is a whole model.
+        """
+        raise UsageError(
+            "preferences are measured against the base under an adapter, and this is a whole model",
+            "llmt train dpo --base MODEL --data PAIRS makes an adapter",
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """Every tensor to save, under the names of the transformers library; what is one in memory, once."""

@@ -5,16 +5,17 @@ reward model", 2023 (https://arxiv.org/abs/2305.18290).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmt.errors import MismatchError, UsageError
-from llmt.models.base import BaseLanguageModel
-from llmt.models.lora import LoraModel
+from llmt.errors import MismatchError
 from llmt.models.loss import IGNORED
+
+if TYPE_CHECKING:
+    from llmt.models.base import BaseLanguageModel
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def count_pairs(labels: Tensor, position_ids: Tensor | None) -> int:
 
 
 def ratios_of(
-    model: BaseLanguageModel, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None
+    model: "BaseLanguageModel", input_ids: Tensor, labels: Tensor, position_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihood of each document of a batch of pairs, less that under the base alone; and its labels.
 
@@ -88,7 +89,6 @@ def ratios_of(
         MismatchError: The batch is not of pairs.
         UsageError: The model is not an adapter on a base.
     """
-    adapted = require_adapter(model)
     if position_ids is None:
         raise MismatchError("a batch of pairs has no positions, which say where a document begins", "--document-mask")
     counted = labels.flatten() != IGNORED
@@ -97,25 +97,11 @@ def ratios_of(
         raise MismatchError(
             f"a batch of {len(tokens)} documents with labels: these are no pairs", "--format preference"
         )
-    with torch.no_grad(), adapted.adapter_off():
-        reference = adapted.label_nats(input_ids, labels, position_ids)
-    gained = reference - adapted.label_nats(input_ids, labels, position_ids)
+    with torch.no_grad(), model.adapter_off():
+        reference = model.label_nats(input_ids, labels, position_ids)
+    gained = reference - model.label_nats(input_ids, labels, position_ids)
     ratios = torch.zeros(len(tokens), dtype=gained.dtype, device=gained.device).index_add(0, numbers, gained)
     return ratios.view(-1, 2), tokens.view(-1, 2)
-
-
-def require_adapter(model: BaseLanguageModel) -> LoraModel:
-    """The model, which has to be an adapter: its base is what preferences are measured against.
-
-    Raises:
-        UsageError: It is a whole model.
-    """
-    if isinstance(model, LoraModel):
-        return model
-    raise UsageError(
-        "preferences are measured against the base under an adapter, and this is a whole model",
-        "llmt train dpo --base MODEL --data PAIRS makes an adapter",
-    )
 
 
 def _documents(position_ids: Tensor) -> Tensor:

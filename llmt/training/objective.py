@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -12,8 +12,10 @@ from llmt.data.batch import Batch
 from llmt.errors import DataError, UsageError
 from llmt.evaluation.perplexity import EvalReport, evaluate
 from llmt.evaluation.preference import PreferenceReport, evaluate_preference
-from llmt.models.base import BaseLanguageModel
 from llmt.models.preference import PreferenceLoss, count_pairs, ratios_of
+
+if TYPE_CHECKING:
+    from llmt.models.base import BaseLanguageModel
 
 Report = EvalReport | PreferenceReport
 
@@ -25,11 +27,11 @@ class Objective(Protocol):
         """How many summands a batch has."""
         ...
 
-    def summed(self, model: BaseLanguageModel, batch: Batch) -> Tensor:
+    def summed(self, model: "BaseLanguageModel", batch: Batch) -> Tensor:
         """The loss of a batch on the model's device, summed and not divided; a scalar with gradients."""
         ...
 
-    def measure(self, model: BaseLanguageModel, batches: Iterable[Batch], text_bytes: int) -> Report:
+    def measure(self, model: "BaseLanguageModel", batches: Iterable[Batch], text_bytes: int) -> Report:
         """The same without gradients over held-out batches."""
         ...
 
@@ -41,11 +43,11 @@ class NextToken:
         """The labels."""
         return batch.tokens
 
-    def summed(self, model: BaseLanguageModel, batch: Batch) -> Tensor:
+    def summed(self, model: "BaseLanguageModel", batch: Batch) -> Tensor:
         """Nats."""
         return model.loss(batch.input_ids, batch.labels, batch.position_ids).nats
 
-    def measure(self, model: BaseLanguageModel, batches: Iterable[Batch], text_bytes: int) -> EvalReport:
+    def measure(self, model: "BaseLanguageModel", batches: Iterable[Batch], text_bytes: int) -> EvalReport:
         """Loss, perplexity and bits per byte."""
         return evaluate(model, batches, text_bytes=text_bytes)
 
@@ -64,11 +66,11 @@ class Preference:
         """The pairs."""
         return count_pairs(batch.labels, batch.position_ids)
 
-    def summed(self, model: BaseLanguageModel, batch: Batch) -> Tensor:
+    def summed(self, model: "BaseLanguageModel", batch: Batch) -> Tensor:
         """The losses of the pairs."""
         return self.loss.of(*ratios_of(model, batch.input_ids, batch.labels, batch.position_ids)).sum()
 
-    def measure(self, model: BaseLanguageModel, batches: Iterable[Batch], text_bytes: int) -> PreferenceReport:
+    def measure(self, model: "BaseLanguageModel", batches: Iterable[Batch], text_bytes: int) -> PreferenceReport:
         """Loss, accuracy and margin."""
         del text_bytes
         return evaluate_preference(model, batches, self.loss)
