@@ -193,7 +193,7 @@ def test_what_is_not_a_batch_of_pairs(make: Make) -> None:
     """A whole model, rows without positions, and an odd number of documents are refused."""
     ids, labels, positions = _packed(_documents(3), 32)
     with pytest.raises(UsageError, match="whole model"):
-        ratios_of(make(), ids, labels, positions)
+        ratios_of(make(), *_packed(_documents(4), 32))
     model = _adapted(make())
     with pytest.raises(MismatchError, match="3 documents"):
         ratios_of(model, ids, labels, positions)
