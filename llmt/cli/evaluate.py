@@ -1,4 +1,4 @@
-"""`llmt eval`: loss, perplexity and bits per byte."""
+"""`llmt eval`: loss, perplexity and bits per byte; of pairs, which answer is preferred."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,18 @@ from llmt.cli.progress import progress_bar
 from llmt.config.data import DataConfig
 from llmt.config.layers import Given
 from llmt.config.load import ConfigSource, cache_directory, load_run, load_task
+from llmt.config.run import TrainConfig
 from llmt.config.tasks import EvalSettings
 from llmt.errors import MismatchError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from llmt.data.batch import Batch
     from llmt.data.sequences import Sequences
+    from llmt.models.base import BaseLanguageModel
     from llmt.tokenizers.base import Tokenizer
+    from llmt.training.objective import Report
 
 _AS_TRAINED = (
     "format",
@@ -41,16 +47,16 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint
 def evaluate(out: Output, given: list[Given], model: Model) -> None:
     """Measure a model on text: loss, perplexity and bits per byte.
 
-    Without --data, on the held-out part of the text that the model was trained on.
+    Without --data, on the held-out part of the text that the model was trained on. Of pairs of answers: the loss of
+    preferences, how often the chosen answer is preferred, and by how much.
     """
     settings = load_task("eval", EvalSettings, flags=given).config
     from llmt.data.loader import evaluation_batches
-    from llmt.evaluation.perplexity import evaluate as measure
 
     opened = open_with_tokenizer(model, settings.adapter, settings.device)
     loaded, directory = opened.model, opened.directory
     trained = _trained_on(directory)
-    size = _context(settings.block_size, loaded.context_length, None if trained is None else trained.block_size)
+    size = _context(settings.block_size, loaded.context_length, None if trained is None else trained.data.block_size)
     sequences, source = _held_out(settings, directory, opened.tokenizer, size)
     batches = evaluation_batches(sequences, settings.batch_size)
     whole = settings.max_batches is None or settings.max_batches * settings.batch_size >= sequences.count
@@ -58,12 +64,8 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
     if settings.max_batches is not None:
         batches = (batch for batch, _ in zip(batches, range(settings.max_batches), strict=False))
     with progress_bar(out, "evaluating") as bar:
-        report = measure(
-            loaded,
-            batches,
-            text_bytes=sequences.text_bytes if countable else 0,
-            progress=lambda tokens: bar.update(tokens, sequences.trained),
-        )
+        measure = _compare(loaded, trained) if sequences.pairs else _predict(loaded, sequences.text_bytes * countable)
+        report = measure(batches, lambda tokens: bar.update(tokens, sequences.trained))
     values = {**report.values(), "data": source, "block_size": size, "device": opened.device}
     if settings.output is not None:
         _write(Path(settings.output), values)
@@ -71,16 +73,58 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
         out.json(values)
         return
     why = "only a part was measured" if not whole else "the tokenizer drops bytes"
+    out.table([*_figures(report, why), ("data", source), ("context", f"{size} tokens")], to_result=True)
+
+
+def _predict(
+    model: "BaseLanguageModel", text_bytes: int
+) -> "Callable[[Iterator[Batch], Callable[[int], None]], Report]":
+    """What measures text."""
+    from llmt.evaluation.perplexity import evaluate as measure
+
+    return lambda batches, progress: measure(model, batches, text_bytes=text_bytes, progress=progress)
+
+
+def _compare(
+    model: "BaseLanguageModel", trained: TrainConfig | None
+) -> "Callable[[Iterator[Batch], Callable[[int], None]], Report]":
+    """What measures pairs, with the loss of the run.
+
+    Raises:
+        UsageError: The model is not an adapter.
+    """
+    from llmt.evaluation.preference import evaluate_preference
+    from llmt.models.lora import LoraModel
+    from llmt.training.objective import preference_loss
+
+    if not isinstance(model, LoraModel):
+        raise UsageError(
+            "the data holds pairs of answers, which are measured against the base under an adapter, and this is a "
+            "whole model",
+            "llmt eval ADAPTER, or --text-column chosen for the loss of these texts",
+        )
+    loss = preference_loss((trained or TrainConfig()).training)
+    return lambda batches, progress: evaluate_preference(model, batches, loss, progress=progress)
+
+
+def _figures(report: "Report", why: str) -> list[tuple[str, Any]]:
+    """The numbers in words; `why` says of bits per byte why they are not known."""
+    from llmt.evaluation.preference import PreferenceReport
+
+    if isinstance(report, PreferenceReport):
+        return [
+            ("chosen preferred", f"{100 * report.reward_accuracy:.2f} % of {report.pairs:,} pairs"),
+            ("reward margin", f"{report.reward_margin:.4f}"),
+            ("loss", f"{report.loss:.4f} per pair"),
+            ("tokens", f"{report.tokens:,}"),
+        ]
     bits = f"{report.bits_per_byte:.4f}" if report.bits_per_byte is not None else f"not known: {why}"
-    rows: list[tuple[str, Any]] = [
+    return [
         ("bits per byte", bits),
         ("perplexity", f"{report.perplexity:.3f}"),
         ("loss", f"{report.loss:.4f} nats per token"),
         ("tokens", f"{report.tokens:,}"),
-        ("data", source),
-        ("context", f"{size} tokens"),
     ]
-    out.table(rows, to_result=True)
 
 
 def _context(asked: int | None, longest: int, trained: int | None) -> int:
@@ -102,7 +146,7 @@ def _held_out(settings: EvalSettings, directory: Path, tokenizer: "Tokenizer", s
     from llmt.data.ready import ready_data
 
     if settings.data:
-        config = _data_to_measure(settings, _trained_on(directory) or DataConfig(), size)
+        config = _data_to_measure(settings, _trained_on(directory) or TrainConfig(), size)
         cache = cache_directory(None)
         prepared = prepare_shards(config, tokenizer, cache / "shards")
         return ready_data(config, prepared, cache / "packed").train.parts[0], ", ".join(settings.data)
@@ -123,9 +167,11 @@ def _held_out(settings: EvalSettings, directory: Path, tokenizer: "Tokenizer", s
     return opened.validation, f"held-out part of {', '.join(data.sources)}"
 
 
-def _data_to_measure(settings: EvalSettings, trained: DataConfig, size: int) -> DataConfig:
-    """The settings of the run's data, for other text, all of which is measured."""
-    kept = trained.model_dump(include=set(_AS_TRAINED))
+def _data_to_measure(settings: EvalSettings, trained: TrainConfig, size: int) -> DataConfig:
+    """The settings of the run's data, for other text, all of which is measured, but for pairs that are too long."""
+    kept = trained.data.model_dump(include=set(_AS_TRAINED))
+    if trained.training.objective == "dpo" and settings.text_column is None:
+        kept["truncation"] = trained.data.truncation
     if settings.text_column is not None:
         kept |= {"text_column": settings.text_column, "format": "text", "columns": {}, "prompt_template": None}
     if settings.encoding_errors is not None:
@@ -138,10 +184,10 @@ def _run_config(directory: Path) -> Path | None:
     return next((p for p in (directory / "config.yaml", directory.parent / "config.yaml") if p.is_file()), None)
 
 
-def _trained_on(directory: Path) -> DataConfig | None:
-    """The data settings of the run that the model came from, where it was trained here."""
+def _trained_on(directory: Path) -> TrainConfig | None:
+    """The settings of the run that the model came from, where it was trained here."""
     path = _run_config(directory)
-    return load_run(ConfigSource("run", path=path), environ={}).config.data if path is not None else None
+    return load_run(ConfigSource("run", path=path), environ={}).config if path is not None else None
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from llmt.config.aliases import ALIASES
 from llmt.config.base import Section
 from llmt.config.fields import Field, walk_fields
 from llmt.config.layers import Given, Loaded
-from llmt.config.load import ConfigSource, find_source, load_run
+from llmt.config.load import DPO_TEMPLATE, ConfigSource, find_source, load_run
 from llmt.config.run import TrainConfig
 
 NAMES = {
@@ -55,14 +55,17 @@ _OUTPUT = (
 def load_asked(
     argument: str | None, given: Sequence[Given], sets: Sequence[str]
 ) -> tuple[ConfigSource, Loaded[TrainConfig]]:
-    """The configuration that was typed; where none is named, that of an adapter if one is asked for anywhere.
+    """The configuration that was typed; where none is named, that of preferences or of an adapter if asked for.
 
     Raises:
         ConfigError: Every problem at once.
     """
     source = find_source(argument)
     loaded = load_run(source, flags=given, sets=sets)
-    if argument is None and loaded.config.lora.enabled:
+    if argument is None and loaded.config.training.objective == "dpo":
+        source = ConfigSource(DPO_TEMPLATE, template=DPO_TEMPLATE)
+        loaded = load_run(source, flags=given, sets=sets)
+    elif argument is None and loaded.config.lora.enabled:
         source = find_source(None, lora=True)
         loaded = load_run(source, flags=given, sets=sets)
     return source, loaded

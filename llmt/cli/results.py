@@ -7,10 +7,12 @@ from llmt.cli.output import Output
 from llmt.units import format_count, format_duration, format_number
 
 if TYPE_CHECKING:
+    from llmt.evaluation.preference import PreferenceReport
     from llmt.models.base import BaseLanguageModel
     from llmt.training.build import Prepared
     from llmt.training.finish import Finished
     from llmt.training.loop import TrainingLoop
+    from llmt.training.objective import Report
 
 
 def show_plan(out: Output, prepared: "Prepared") -> None:
@@ -71,11 +73,29 @@ def show_before(out: Output, prepared: "Prepared", loop: "TrainingLoop") -> str:
     return said
 
 
-def evaluation_line(step: int, values: dict[str, float | int | None], *, best: bool) -> str:
+def evaluation_line(step: int, report: "Report", *, best: bool) -> str:
     """What a validation during the run found."""
-    bits = values["bits_per_byte"]
-    measured = f", {bits:.3f} bits per byte" if bits is not None else ""
-    return f"step {step}  validation loss {values['loss']:.4f}{measured}{'  (best so far)' if best else ''}"
+    from llmt.evaluation.preference import PreferenceReport
+
+    if isinstance(report, PreferenceReport):
+        measured = f", {_preferences(report)}"
+    else:
+        measured = f", {report.bits_per_byte:.3f} bits per byte" if report.bits_per_byte is not None else ""
+    return f"step {step}  validation loss {report.loss:.4f}{measured}{'  (best so far)' if best else ''}"
+
+
+def measured_line(report: "Report") -> str:
+    """What the finished model came to on held-out text."""
+    from llmt.evaluation.preference import PreferenceReport
+
+    if isinstance(report, PreferenceReport):
+        return f"loss {report.loss:.4f}, {_preferences(report)}, {report.pairs:,} pairs"
+    bits = "" if report.bits_per_byte is None else f"{report.bits_per_byte:.3f} bits per byte, "
+    return f"{bits}perplexity {report.perplexity:.2f}, {report.tokens:,} tokens"
+
+
+def _preferences(report: "PreferenceReport") -> str:
+    return f"chosen preferred in {100 * report.reward_accuracy:.1f} %, reward margin {report.reward_margin:.3f}"
 
 
 @dataclass(frozen=True)
@@ -106,10 +126,7 @@ def show_result(out: Output, finished: "Finished", prepared: "Prepared", loop: "
     out.heading("done")
     out.result(f"model: {finished.directory} (step {finished.step}, {format_duration(around.seconds)})")
     if finished.evaluation is not None:
-        report = finished.evaluation
-        bits = report.bits_per_byte
-        measured = "" if bits is None else f"{bits:.3f} bits per byte, "
-        out.result(f"validation: {measured}perplexity {report.perplexity:.2f}, {report.tokens:,} tokens")
+        out.result(f"validation: {measured_line(finished.evaluation)}")
     if prepared.config.logging.sample_tokens:
         out.heading("after" if prepared.config.lora.enabled else "sample")
         if prepared.config.logging.sample_prompt:

@@ -268,6 +268,7 @@ def _first_base(out: Output, asked: TrainConfig, runtime: "Runtime") -> Path:
         source = find_source(str(directory))
     full = [
         Given("lora.enabled", False, "the base of an adapter"),
+        Given("training.objective", "next_token", "the base of an adapter"),
         Given("device", asked.device, "--device"),
         Given("portable_numerics", asked.portable_numerics, "--portable-numerics"),
     ]
@@ -408,7 +409,7 @@ def _steps(out: Output, loop: "TrainingLoop", keeper: "RunKeeper", every: int) -
             for sentence in report.warnings:
                 out.say(f"warning: {sentence}", "yellow")
             if report.evaluation is not None:
-                out.say(evaluation_line(report.step, report.evaluation.values(), best=report.is_best))
+                out.say(evaluation_line(report.step, report.evaluation, best=report.is_best))
             if report.sample is not None:
                 out.say(f"step {report.step}  sample: {report.sample}")
             refused = keeper.log(report) if loop.runtime.is_main else ""

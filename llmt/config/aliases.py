@@ -92,6 +92,7 @@ _TRAINING = {
     "evaluation_strategy": "eval_strategy", "patience": "early_stopping_patience",
     "use_accelerate": "accelerate", "nproc_per_node": "num_processes", "ddp_timeout": "distributed_timeout",
     "auto_find_batch_size": "auto_micro_batch",
+    "beta": "dpo_beta", "loss_type": "dpo_loss", "label_smoothing": "dpo_label_smoothing",
     "eval_interval": "eval_steps", "save_interval": "save_steps", "keep_checkpoints": "save_total_limit",
 }  # fmt: skip
 

@@ -28,15 +28,16 @@ class DataConfig(Section):
     """Weights of the sources, one for each: how often each is drawn from. Empty reads every document once in an
     epoch."""
 
-    format: Literal["auto", "text", "instruction", "conversation"] = "auto"
-    """What a row is: plain text, a prompt with its completion, or a conversation. `auto` tells by its columns."""
+    format: Literal["auto", "text", "instruction", "conversation", "preference"] = "auto"
+    """What a row is: plain text, a prompt with its completion, a conversation, or a prompt with the chosen and the
+    rejected of two answers. `auto` tells by its columns."""
 
     text_column: Text = "text"
     """Column or field of a row that holds plain text."""
 
     columns: TextMap = Field({})
     """Which columns hold the parts of a row, such as `prompt=question,completion=answer`. Parts: `messages`,
-    `prompt`, `completion`, `instruction`, `input`, `output`, `question`, `answer`."""
+    `prompt`, `completion`, `chosen`, `rejected`, `instruction`, `input`, `output`, `question`, `answer`."""
 
     prompt_template: Text | None = None
     """How a prompt is written, with columns in braces, such as `"Q: {question} A:"`. None takes the usual layout of
@@ -88,11 +89,11 @@ class DataConfig(Section):
     packing: Literal["auto", "blocks", "best_fit", "none"] = "auto"
     """How sequences are filled: `blocks` cuts the row of all documents, `best_fit` puts whole documents together,
     `none` gives each document a sequence of its own. `auto` is `blocks` for text, `best_fit` where there are
-    prompts or conversations."""
+    prompts, conversations or pairs. The two documents of a pair stay together."""
 
     truncation: Truncation = "split"
     """What happens to a document that is longer than a sequence, where packing keeps documents whole: cut it into
-    several, keep its beginning, leave it out, or stop."""
+    several, keep its beginning, leave it out, or stop. A pair that is too long cannot be cut into several."""
 
     document_mask: Flag | None = None
     """Attention stays inside each document of a sequence, and positions begin anew with it. None does so where
@@ -154,6 +155,8 @@ class DataConfig(Section):
             raise ValueError("format text has no parts: leave columns and prompt_template out")
         if self.format == "conversation" and self.prompt_template:
             raise ValueError("format conversation has no prompt_template: name a chat_template")
+        if self.format == "preference" and self.streaming:
+            raise ValueError("streaming and format preference: a stream is cut into blocks, which would part the pairs")
         return self
 
     @model_validator(mode="after")

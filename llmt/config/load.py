@@ -36,6 +36,7 @@ STOPS = ("max_steps", "num_train_epochs", "max_tokens")
 
 DEFAULT_TEMPLATE = "quickstart"
 LORA_TEMPLATE = "lora"
+DPO_TEMPLATE = "dpo"
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 TaskType = TypeVar("TaskType", bound=Section)

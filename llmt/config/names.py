@@ -3,7 +3,9 @@
 BUILTIN = "builtin"
 BUILTIN_INSTRUCTIONS = "builtin:instructions"
 
-COLUMN_PARTS = ("messages", "prompt", "completion", "instruction", "input", "output", "question", "answer")
+COLUMN_PARTS = (
+    "messages", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "question", "answer",
+)  # fmt: skip
 """What `data.columns` may map; the column of plain text is `data.text_column`."""
 
 NEWEST = "newest"

@@ -70,6 +70,19 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _pairs_are_compared(self) -> Self:
+        if self.training.objective != "dpo":
+            return self
+        if self.lora.enabled and self.lora.bias != "none":
+            bias = self.lora.bias
+            raise ValueError(
+                f"training.objective dpo with lora.bias {bias}: the base is the reference and may not move"
+            )
+        if self.data.streaming:
+            raise ValueError("training.objective dpo with data.streaming: a stream has no pairs")
+        return self
+
+    @model_validator(mode="after")
     def _portable_is_possible(self) -> Self:
         if self.portable_numerics and self.training.compile == "always":
             raise ValueError("portable_numerics with training.compile always: compiled code is made for this processor")

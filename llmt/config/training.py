@@ -12,6 +12,20 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class TrainingConfig(Section):
     """Optimisation, stopping, validation and checkpoints."""
 
+    objective: Literal["next_token", "dpo"] = "next_token"
+    """What is learnt: the next token, or with `dpo` which of two answers is preferred, by direct preference
+    optimisation of an adapter against its base (https://arxiv.org/abs/2305.18290)."""
+
+    dpo_beta: Number = Field(0.1, gt=0)
+    """How strongly `dpo` holds the adapter to its base: higher stays nearer."""
+
+    dpo_loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """Loss of a pair under `dpo`: `sigmoid` as in its paper, `hinge` (https://arxiv.org/abs/2309.06657), or `ipo` of
+    likelihoods for each token (https://arxiv.org/abs/2310.12036)."""
+
+    dpo_label_smoothing: Number = Field(0.0, ge=0, lt=0.5)
+    """Share of the pairs that `dpo` takes to be the wrong way round; with `dpo_loss: sigmoid` only."""
+
     max_steps: Count | None = Field(None, gt=0)
     """Stop after this many optimizer steps."""
 
@@ -158,6 +172,12 @@ class TrainingConfig(Section):
     async_save: Flag = False
     """Copy what a checkpoint needs and write it while training goes on. Takes the memory of one more copy of weights
     and moments."""
+
+    @model_validator(mode="after")
+    def _smoothing_is_read(self) -> Self:
+        if self.dpo_label_smoothing and self.dpo_loss != "sigmoid":
+            raise ValueError(f"dpo_label_smoothing is for dpo_loss sigmoid, and dpo_loss is {self.dpo_loss}")
+        return self
 
     @model_validator(mode="after")
     def _patience_is_measured(self) -> Self:

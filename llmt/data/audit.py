@@ -27,6 +27,7 @@ class TextAudit:
         documents: Texts that were read and held something, before any was left out or cut.
         supervised: Those with a prompt or with turns, of which only a part is learnt.
         conversations: Those with turns.
+        pairs: Those with a chosen and a rejected answer; all of them or none.
         characters: Their characters.
         text_bytes: Their size.
         stored_bytes: Size of what was made into ids: without what is left out, with what a chat template writes.
@@ -67,6 +68,7 @@ class TextAudit:
     end_of_text: int
     end_of_text_inside: int
     unknown_tokens: int
+    pairs: int = 0
     duplicates: Finding = field(default_factory=Finding)
     deduplicated: int = 0
     empty: Finding = field(default_factory=Finding)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
@@ -107,6 +108,8 @@ class DocumentEncoder:
             pieces = next(conversations)
             if isinstance(pieces, DataError):
                 pieces = DataError(f"{document.source}: {pieces.message}", pieces.hint)
+            elif document.answers is not None and not self._train_on_prompt:
+                pieces = _last_turns(pieces, document.answers)
             found.append(pieces)
         return found
 
@@ -153,6 +156,15 @@ class DocumentEncoder:
                 held = next(numbers, None)
             found.append(EncodedPiece(mine, piece.learnt))
         return found
+
+
+def _last_turns(pieces: Sequence[Piece], count: int) -> list[Piece]:
+    """The pieces with only the last turns of the assistant learnt; between two of them stands what is not."""
+    stretches = [list(stretch) for _, stretch in groupby(pieces, key=lambda piece: piece.learnt)]
+    turns = [stretch for stretch in stretches if stretch[0].learnt]
+    for turn in turns[: max(len(turns) - count, 0)]:
+        turn[:] = [piece._replace(learnt=False) for piece in turn]
+    return [piece for stretch in stretches for piece in stretch]
 
 
 def _stretches(pieces: Sequence[Piece]) -> list[list[Piece]]:

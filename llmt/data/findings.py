@@ -79,7 +79,7 @@ class TextCounter:
     """
 
     def __init__(self, directory: Path, control: Sequence[str] = ()) -> None:
-        self.documents = self.supervised = self.conversations = 0
+        self.documents = self.supervised = self.conversations = self.pairs = 0
         self.layouts: set[Layout | None] = set()
         self.text_bytes = self.characters = self.shortest_bytes = self.longest_bytes = 0
         self.replaced = Finding()
@@ -128,8 +128,9 @@ class TextCounter:
         self.shortest_bytes = min(self._size, self.shortest_bytes) if self.documents else self._size
         self.longest_bytes = max(self.longest_bytes, self._size)
         self.documents += 1
-        self.supervised += document.prompt is not None or bool(document.messages)
-        self.conversations += bool(document.messages)
+        self.supervised += document.prompt is not None or bool(document.messages or document.pair)
+        self.conversations += any(text.messages for text in document.pair or (document,))
+        self.pairs += bool(document.pair)
         self.layouts.add(document.layout)
         self._size, self._has_spelled = 0, False
         self._pending.append(digest)

@@ -41,7 +41,7 @@ class Packed:
     audit: PackingAudit
 
 
-def pack(shards: ShardSet, block_size: int, truncation: Truncation, *, share: bool) -> Packed:
+def pack(shards: ShardSet, block_size: int, truncation: Truncation, *, share: bool, pairs: bool = False) -> Packed:
     """Plan the sequences of a split; each label is in one of them, or counted as left out.
 
     Args:
@@ -49,18 +49,20 @@ def pack(shards: ShardSet, block_size: int, truncation: Truncation, *, share: bo
         block_size: T.
         truncation: What becomes of a document with more than T labels.
         share: Let short documents share a sequence; otherwise each has its own.
+        pairs: Each two documents stay together, in one sequence.
 
     Raises:
-        DataError: A document is too long, and `truncation` is `error`.
+        DataError: A document is too long, and `truncation` is `error`; a pair is, and it says nothing else.
     """
-    audit = PackingAudit()
+    audit, kind, size = PackingAudit(), _PairGroup if pairs else _Group, 2 if pairs else 1
     all_pieces, all_edges, sequences = [], [np.zeros(1, dtype=np.int64)], 0
     for first in range(0, shards.documents, GROUP):
-        pieces, counted = _Group(shards, first, block_size, truncation).pieces()
+        pieces, counted = kind(shards, first, block_size, truncation).pieces()
         audit = audit.plus(counted)
-        order, counts = best_fit(pieces[:, 1], block_size) if share else _one_each(len(pieces))
-        all_pieces.append(pieces[order])
-        all_edges.append(np.cumsum(counts) + all_edges[-1][-1])
+        items = pieces.reshape(-1, size, 2)
+        order, counts = best_fit(items[:, :, 1].sum(axis=1), block_size) if share else _one_each(len(items))
+        all_pieces.append(items[order].reshape(-1, 2))
+        all_edges.append(size * np.cumsum(counts) + all_edges[-1][-1])
         sequences += len(counts)
     audit = audit.plus(PackingAudit(sequences=sequences, capacity=sequences * block_size))
     return Packed(np.concatenate([np.zeros((0, 2), np.int64), *all_pieces]), np.concatenate(all_edges), audit)
@@ -174,3 +176,43 @@ class _Group:
     def _finding(self, numbers: NDArray[Any]) -> Finding:
         """Documents of this group by number, the first of them by place."""
         return Finding(len(numbers), [self._shards.place(self._first + int(n)) for n in numbers[:EXAMPLES]])
+
+
+class _PairGroup(_Group):
+    """The same of pairs: a document with an even number, and the next one."""
+
+    def pieces(self) -> tuple[Pieces, PackingAudit]:
+        audit = self._shorten()
+        learnt = self._learnt(self._starts, self._lengths).reshape(-1, 2)
+        lengths = self._lengths.reshape(-1, 2)
+        kept = (learnt > 0).all(axis=1)
+        pieces = np.stack([self._starts, self._lengths], axis=1).reshape(-1, 4)[kept].reshape(-1, 2)
+        return pieces, replace(
+            audit,
+            trained=int(learnt[kept].sum()),
+            masked=int((lengths - learnt)[kept].sum()),
+            dropped=audit.dropped + int(lengths[~kept].sum()),
+            all_masked=self._finding(self._numbers.reshape(-1, 2)[~kept][:, 0]),
+        )
+
+    def _shorten(self) -> PackingAudit:
+        """Cut or leave out pairs that are too long. The longer of two gets the room that the shorter one leaves."""
+        lengths = self._lengths.reshape(-1, 2)
+        long = np.flatnonzero(lengths.sum(axis=1) > self._size)
+        if not len(long):
+            return PackingAudit()
+        found = self._finding(2 * long)
+        if self._truncation in ("split", "error"):
+            raise DataError(
+                f"{found.examples[0]}: a pair of {int(lengths[long[0]].sum())} tokens, more than data.block_size "
+                f"{self._size}",
+                "--truncation truncate or drop, or a longer --block-size",
+            )
+        if self._truncation == "truncate":
+            room = np.maximum(self._size - lengths[:, ::-1], self._size // 2)
+            fitting = np.where((lengths.sum(axis=1) > self._size)[:, None], np.minimum(lengths, room), lengths)
+            self._lengths = fitting.reshape(-1)
+            return PackingAudit(truncated=int((lengths - fitting).sum()), truncated_documents=found)
+        kept = np.repeat(lengths.sum(axis=1) <= self._size, 2)
+        self._starts, self._lengths, self._numbers = self._starts[kept], self._lengths[kept], self._numbers[kept]
+        return PackingAudit(dropped=int(lengths[long].sum()), dropped_documents=found)

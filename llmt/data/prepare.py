@@ -6,10 +6,12 @@ corpus never meets the ids of an old one. The folder is published whole; a damag
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from llmt.checkpoints.atomic import StagedDirectory, staged_directory
 from llmt.checkpoints.files import storage_errors
@@ -31,7 +33,7 @@ from llmt.tokenizers.base import Tokenizer
 Progress = Callable[[int, int], None]
 """Called with the bytes of text and the documents done so far."""
 
-_PREPARE_FORMAT = 2
+_PREPARE_FORMAT = 3
 _BATCH_DOCUMENTS = 512
 _BATCH_CHARACTERS = 1_000_000
 _DECIDES = (
@@ -131,6 +133,16 @@ class _Work:
         self.formats[source] = f"{form} ({', '.join(columns)})"
 
 
+class _Whole(NamedTuple):
+    """What was read at once, and where it goes."""
+
+    document: Document
+    place: Place
+
+
+_Item = tuple[Document, _Whole, Encoded | DataError]
+
+
 def _make(work: _Work, directory: Path) -> PreparedData:
     fingerprint = work.fingerprint
     try:
@@ -174,6 +186,7 @@ def _fill(staged: StagedDirectory, work: _Work) -> None:
             ]
         }
         _write(assignment.documents(), work, writers)
+        _require_one_kind(work, counter)
         for writer in writers.values():
             writer.finish()
         duplicates = counter.duplicates()
@@ -197,15 +210,25 @@ def _write(documents: Iterable[tuple[Document, Place]], work: _Work, writers: Ma
         ) as encoder,
     ):
         for batch in encoder.encode(_batches(documents)):
-            for document, place, encoded in batch:
-                if isinstance(encoded, DataError):
-                    work.pass_over(encoded)
-                    continue
-                _add(writers[place], document, encoded)
-                done_bytes += encoded.text_bytes
-            done_documents += len(batch)
+            for _, group in groupby(batch, key=lambda item: id(item[1])):
+                done_bytes += _add_whole(list(group), work, writers)
+                done_documents += 1
             if work.progress is not None:
                 work.progress(done_bytes, done_documents)
+
+
+def _add_whole(group: Sequence[_Item], work: _Work, writers: Mapping[Place, ShardWriter]) -> int:
+    """Write a document, or both of a pair or neither; its bytes."""
+    failed = next((encoded for _, _, encoded in group if isinstance(encoded, DataError)), None)
+    if failed is not None:
+        work.pass_over(failed)
+        return 0
+    size = 0
+    for document, whole, encoded in group:
+        assert not isinstance(encoded, DataError)
+        _add(writers[whole.place], document, encoded)
+        size += encoded.text_bytes
+    return size
 
 
 def _add(writer: ShardWriter, document: Document, encoded: Encoded) -> None:
@@ -219,13 +242,15 @@ def _add(writer: ShardWriter, document: Document, encoded: Encoded) -> None:
     )
 
 
-def _batches(documents: Iterable[tuple[Document, Place]]) -> Iterator[list[tuple[Document, Place]]]:
-    batch: list[tuple[Document, Place]] = []
+def _batches(documents: Iterable[tuple[Document, Place]]) -> Iterator[list[tuple[Document, _Whole]]]:
+    """Some documents at a time; those of a pair one after the other, each with what it came from."""
+    batch: list[tuple[Document, _Whole]] = []
     characters = 0
-    for item in documents:
-        batch.append(item)
-        characters += len(item[0].text)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+    for document, place in documents:
+        whole = _Whole(document, place)
+        batch += [(each, whole) for each in document.pair or (document,)]
+        characters += len(document.text)
+        if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:
@@ -246,11 +271,12 @@ def _audit(
         documents=counter.documents,
         supervised=counter.supervised,
         conversations=counter.conversations,
+        pairs=counter.pairs,
         characters=counter.characters,
         text_bytes=counter.text_bytes,
         stored_bytes=sum(writer.text_bytes for writer in each),
         tokens=sum(writer.count - 1 for writer in each),
-        held_out_documents=held.documents,
+        held_out_documents=held.documents // (2 if counter.pairs else 1),
         held_out_bytes=held.text_bytes,
         shortest_bytes=counter.shortest_bytes,
         longest_bytes=counter.longest_bytes,
@@ -269,6 +295,18 @@ def _audit(
         overlap_share=assignment.overlap_share,
         formats=work.formats,
         layout=next(iter(counter.layouts)) if len(counter.layouts) == 1 else None,
+    )
+
+
+def _require_one_kind(work: _Work, counter: TextCounter) -> None:
+    """All documents are pairs, or none is: nobody could learn from both at once."""
+    if counter.pairs in (0, counter.documents):
+        return
+    pairs = next((name for name, form in work.formats.items() if form.startswith("preference")), "a source")
+    raise DataError(
+        f"data.sources: {counter.pairs:,} of {counter.documents:,} documents are pairs of answers, such as those of "
+        f"{pairs}, and the others are none",
+        "give pairs alone, or name what the rows are: --format",
     )
 
 

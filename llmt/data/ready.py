@@ -54,6 +54,11 @@ class ReadyData(SampledData):
         return self.prepared.fingerprint
 
     @property
+    def pairs(self) -> bool:
+        """Documents lie in pairs, a chosen one and a rejected one."""
+        return self.prepared.text.pairs > 0
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was done and what is worth knowing, one sentence each."""
         return *self.prepared.notes, self._divided(), *self._mixed(), *self.audit.notes()
@@ -84,9 +89,11 @@ class ReadyData(SampledData):
             "blocks": f"{packing.sequences:,} blocks of {size:,} tokens",
             "best_fit": f"packed into {packing.sequences:,} sequences of {size:,} tokens, "
             f"{100 * packing.filled / max(packing.capacity, 1):.1f} % full",
-            "none": f"{packing.sequences:,} sequences of up to {size:,} tokens, one for each document or part of it",
+            "none": f"{packing.sequences:,} sequences of up to {size:,} tokens, one for each "
+            + ("pair" if self.pairs else "document or part of it"),
         }[self.packing]
-        return what + (", documents kept apart" if self.train.masks else "")
+        together = " and pairs together" if self.pairs else ""
+        return what + (f", documents kept apart{together}" if self.train.masks else "")
 
 
 def ready_data(config: DataConfig, prepared: PreparedData, cache_dir: Path) -> ReadyData:
@@ -107,7 +114,10 @@ def ready_data(config: DataConfig, prepared: PreparedData, cache_dir: Path) -> R
         raise DataError(
             f"data.truncation {config.truncation}: blocks cut the row of all documents", "--packing best_fit or none"
         )
-    masks = packing == "best_fit" if config.document_mask is None else config.document_mask
+    pairs = prepared.text.pairs > 0
+    if pairs:
+        _require_room_for_pairs(config, packing)
+    masks = pairs or (packing == "best_fit" if config.document_mask is None else config.document_mask)
     plan = _Plan(config, prepared, packing, cache_dir, masks)
     train = [plan.sequences(f"train-{number}", shards) for number, shards in enumerate(prepared.train)]
     held = None if prepared.validation is None else plan.sequences("validation", prepared.validation)
@@ -136,6 +146,11 @@ class _Plan:
     cache_dir: Path
     masks: bool
 
+    @property
+    def pairs(self) -> bool:
+        """Documents lie in pairs."""
+        return self.prepared.text.pairs > 0
+
     def sequences(self, name: str, shards: ShardSet) -> tuple[Sequences, PackingAudit]:
         """The sequences of one split, and what becomes of its tokens."""
         size = self.config.block_size
@@ -154,17 +169,20 @@ class _Plan:
             whole=whole,
             document_mask=self.masks,
         )
+        sequences.pairs = self.pairs
         return sequences, packed.audit
 
     def _packed(self, name: str, shards: ShardSet) -> Packed:
         """The plan of one split, from the cache or made now."""
         config = self.config
-        decides = [_PACK_FORMAT, self.prepared.fingerprint, name, config.block_size, self.packing, config.truncation]
+        text = [self.prepared.fingerprint, name, self.pairs]
+        decides = [_PACK_FORMAT, *text, config.block_size, self.packing, config.truncation]
         directory = self.cache_dir / hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
         found = _open(directory)
         if found is not None:
             return found
-        made = pack(shards, config.block_size, config.truncation, share=self.packing == "best_fit")
+        share = self.packing == "best_fit"
+        made = pack(shards, config.block_size, config.truncation, share=share, pairs=self.pairs)
         with storage_errors("making the cache folder", self.cache_dir):
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         remove_abandoned(self.cache_dir)
@@ -198,9 +216,20 @@ def _open(directory: Path) -> Packed | None:
         return None
 
 
+def _require_room_for_pairs(config: DataConfig, packing: Packing) -> None:
+    """Both documents of a pair stand in one sequence, apart, and what they answer is not learnt."""
+    if packing == "blocks":
+        raise DataError("data.packing blocks: would part the two answers of a pair", "--packing best_fit or none")
+    if config.document_mask is False:
+        raise DataError("data.document_mask: each of two answers would read the other", "--document-mask")
+    if config.train_on_prompt:
+        raise DataError("data.train_on_prompt: what two answers share prefers neither", "--no-train-on-prompt")
+
+
 def _require_enough(train: TrainingSet, config: DataConfig) -> None:
     if not any(part.trained for part in train.parts):
-        raise DataError("data.sources: nothing in it is learnt: all of it is masked or left out", "--train-on-prompt")
+        hint = "a longer --block-size" if train.parts[0].pairs else "--train-on-prompt"
+        raise DataError("data.sources: nothing in it is learnt: all of it is masked or left out", hint)
     for source, weight, part in zip(config.sources, config.mixture, train.parts, strict=False):
         if weight and not part.count:
             raise DataError(

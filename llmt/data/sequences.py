@@ -39,12 +39,14 @@ class Sequences(ABC):
         trained: How many labels they have, over all.
         text_bytes: UTF-8 bytes behind all labels; 0 where some of the text is left out.
         masks: Attention is to stay inside documents, and positions are given.
+        pairs: Each two documents are a pair: the chosen one, and the rejected one after it.
     """
 
     count: int
     trained: int
     text_bytes: int
     masks: bool
+    pairs: bool = False
 
     def __init__(self, shards: ShardSet, block_size: int) -> None:
         self.shards = shards

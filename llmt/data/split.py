@@ -57,8 +57,8 @@ def hold_out(
     Whole documents are chosen by the SHA-256 of their text (of a long one, of its first part), so that equal texts
     fall on the same side and neither order nor neighbours matter. If chance holds out none, the one with the lowest
     hash is. With fewer than 20 documents the end of each is held out, cut at the nearest line within a tenth of the
-    text, or else between two characters; prompts and conversations, which cannot be cut, are held out whole, the
-    last ones.
+    text, or else between two characters; prompts, conversations and pairs, which cannot be cut, are held out whole,
+    the last ones.
 
     Memory: with a survey, one document; without one, the first twenty.
 
@@ -163,7 +163,7 @@ def _place(text: str) -> float:
 def _cut_each(
     documents: Iterable[Document], share: float, characters: tuple[int, ...]
 ) -> Iterator[tuple[Document, bool]]:
-    """The end of each text; of prompts and conversations the last documents."""
+    """The end of each text; of prompts, conversations and pairs the last documents."""
     kept = max(len(characters) - max(round(len(characters) * share), 1), 1)  # one alone is trained on
     number = done = 0
     cut = False  # the document whose parts are passing was cut already
@@ -173,7 +173,7 @@ def _cut_each(
                 f"{document.source}: the source changed while it was read", "start again when it is complete"
             )
         length = characters[number]
-        if document.prompt is not None or document.messages:
+        if document.prompt is not None or document.messages or document.pair:
             yield document, number >= kept
         elif not document.more and not done:
             yield from _cut(document, share)

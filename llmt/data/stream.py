@@ -217,6 +217,11 @@ class StreamLoader:
         characters = 0
         reading = Reading.of(self._config)
         for file, row, document in open_stream(self._config.sources, reading, start.file, start.row):
+            if document.pair:
+                raise DataError(
+                    f"{document.source}: a pair of answers, which a stream would part",
+                    "--no-streaming, or --format text",
+                )
             batch.append((document, Position(start.passes, file, row)))
             characters += len(document.text)
             if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from llmt.data.batch import Batch
-from llmt.models.base import BaseLanguageModel
+
+if TYPE_CHECKING:
+    from llmt.models.base import BaseLanguageModel
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,15 @@ class EvalReport:
             "text_bytes": self.text_bytes,
         }
 
+    def over(self, total: Callable[..., list[float]]) -> "EvalReport":
+        """The same over all processes, whose numbers `total` sums; the bytes are those of all of them already."""
+        nats, tokens = total(self.nats, self.tokens)
+        return EvalReport(nats, round(tokens), self.text_bytes)
+
 
 @torch.no_grad()
 def evaluate(
-    model: BaseLanguageModel,
+    model: "BaseLanguageModel",
     batches: Iterable[Batch],
     *,
     text_bytes: int,

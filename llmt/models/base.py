@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ from llmt.checkpoints.saving import drop_tied, save_weights
 from llmt.checkpoints.sharding import DEFAULT_SHARD_SIZE
 from llmt.errors import BusyOutputError, UsageError
 from llmt.models.cache import KeyValueCache
-from llmt.models.loss import TokenLoss, token_loss
+from llmt.models.loss import TokenLoss, label_nats, token_loss
 from llmt.models.resize import check_size, resize_vocabulary
 from llmt.tokenizers.base import Tokenizer, special_ids
 from llmt.units import parse_size
@@ -127,6 +128,28 @@ class BaseLanguageModel(nn.Module, ABC):
         """
         hidden = self.hidden_states(input_ids, None, **where_given(position_ids))
         return token_loss(hidden, self.output_weight(), labels)
+
+    def label_nats(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """The negative log-likelihood of each label that is not -100, `(N,)` in their order; their sum is the loss.
+
+        Args:
+            input_ids: `(B, T)` token ids.
+            labels: `(B, T)` next tokens, -100 where nothing is predicted.
+            position_ids: See `hidden_states`.
+        """
+        hidden = self.hidden_states(input_ids, None, **where_given(position_ids))
+        return label_nats(hidden, self.output_weight(), labels)
+
+    def adapter_off(self) -> AbstractContextManager[None]:
+        """Within it, an adapter's model is its base alone, without dropout: what preferences are measured against.
+
+        Raises:
+            UsageError: This is a whole model.
+        """
+        raise UsageError(
+            "preferences are measured against the base under an adapter, and this is a whole model",
+            "llmt train dpo --base MODEL --data PAIRS makes an adapter",
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """Every tensor to save, under the names of the transformers library; what is one in memory, once."""

@@ -5,6 +5,7 @@ and the gradients of the hidden states and of the output head, is known as soon 
 gradients are made together with the loss, and only one piece of the logits exists at once.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,19 +38,35 @@ def summed_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor
     return _walk(hidden, output_weight, labels, None, None)
 
 
+def each_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
+    """The negative log-likelihood of each label, at least in fp32, for losses that weigh them.
+
+    How they weigh is not known before the backward pass, which makes the logits a second time, a few rows at once.
+
+    Args:
+        hidden: `(N, D)`.
+        output_weight: `(V, D)`.
+        labels: `(N,)`, each below V.
+
+    Returns:
+        `(N,)`. It can be differentiated once.
+    """
+    found: Tensor = _EachNats.apply(hidden, output_weight, labels)
+    return found
+
+
 def _walk(hidden: Tensor, weight: Tensor, labels: Tensor, by_hidden: Tensor | None, by_weight: Tensor | None) -> Tensor:
     """The sum; the gradients go into `by_hidden` and `by_weight` where these are given."""
     nats = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
-    size = max(PIECE // len(weight), FEWEST_ROWS)
-    for start in range(0, len(hidden), size):
-        rows, wanted = hidden[start : start + size], labels[start : start + size, None]
+    for piece in _pieces(hidden, weight):
+        rows, wanted = hidden[piece], labels[piece, None]
         logits = rows @ weight.T
         if by_hidden is None and by_weight is None:
             nats -= logits.log_softmax(1, dtype=nats.dtype).gather(1, wanted).sum()
             continue
         nats += _to_slopes(logits, wanted)
         if by_hidden is not None:
-            torch.mm(logits, weight, out=by_hidden[start : start + size])
+            torch.mm(logits, weight, out=by_hidden[piece])
         if by_weight is not None:
             by_weight += logits.T @ rows
     return nats
@@ -70,6 +87,38 @@ def _to_slopes(logits: Tensor, wanted: Tensor) -> Tensor:
 
 def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _pieces(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    size = max(PIECE // len(weight), FEWEST_ROWS)
+    return (slice(start, start + size) for start in range(0, len(hidden), size))
+
+
+class _EachNats(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        nats = torch.empty(len(hidden), dtype=_wide(hidden), device=hidden.device)
+        for piece in _pieces(hidden, weight):
+            likelihoods = (hidden[piece] @ weight.T).log_softmax(1, dtype=nats.dtype)
+            nats[piece] = -likelihoods.gather(1, labels[piece, None])[:, 0]
+        ctx.save_for_backward(hidden, weight, labels)
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden, weight, labels = ctx.saved_tensors
+        by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        by_weight = torch.zeros_like(weight, dtype=_wide(weight)) if ctx.needs_input_grad[1] else None
+        for piece in _pieces(hidden, weight):
+            rows, wanted = hidden[piece], labels[piece, None]
+            likelihoods = (rows @ weight.T).log_softmax(1, dtype=_wide(hidden))
+            found = likelihoods.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1.0, dtype=likelihoods.dtype))
+            by_logits = found.mul_(slopes[piece, None]).to(hidden.dtype)  # weighed before anything is rounded
+            if by_hidden is not None:
+                torch.mm(by_logits, weight, out=by_hidden[piece])
+            if by_weight is not None:
+                by_weight += by_logits.T @ rows
+        return by_hidden, None if by_weight is None else by_weight.to(weight.dtype), None
 
 
 class _SummedNats(torch.autograd.Function):

@@ -19,7 +19,7 @@ from llmt.models.base import BaseLanguageModel, where_given
 from llmt.models.cache import KeyValueCache
 from llmt.models.foreign import check_config, require_layers
 from llmt.models.hub import find_model
-from llmt.models.loss import IGNORED, TokenLoss, logits_loss, token_loss
+from llmt.models.loss import IGNORED, TokenLoss, label_nats, logits_loss, token_loss
 
 MASK_WANTED = ("biogpt", "falcon", "opt", "xglm")
 """Architectures that take positions, make no mask from them, and see all that stands before: they are given a mask."""
@@ -169,6 +169,14 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
             return token_loss(self.hidden_states(input_ids, None, position_ids), self.output_weight(), labels)
         logits = self(input_ids, position_ids=position_ids)
         return TokenLoss(logits_loss(logits.flatten(0, 1), labels.flatten()), int((labels != IGNORED).sum()))
+
+    def label_nats(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """The negative log-likelihood of each label that is not -100, from the model's own logits."""
+        if self._has_plain_head(position_ids):
+            return label_nats(self.hidden_states(input_ids, None, position_ids), self.output_weight(), labels)
+        counted = labels != IGNORED
+        logits = self(input_ids, position_ids=position_ids)[counted].to(torch.float32)
+        return nn.functional.cross_entropy(logits, labels[counted], reduction="none")
 
     @property
     def core(self) -> nn.Module:

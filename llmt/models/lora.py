@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -83,6 +84,21 @@ class LoraModel(BaseLanguageModel):
         if self.budget is None or not self.training:
             return found
         return TokenLoss(found.nats + found.tokens * self.budget.penalty(), found.tokens)
+
+    def label_nats(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """The negative log-likelihood of each label that is not -100."""
+        return self.base.label_nats(input_ids, labels, **where_given(position_ids))
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """Within it, this is the base alone, without dropout; then everything is as it was."""
+        training = self.training
+        self.eval()
+        try:
+            with self.peft.disable_adapter():
+                yield
+        finally:
+            self.train(training)
 
     def new_cache(self, batch_size: int, length: int) -> KeyValueCache | None:
         """Room for `batch_size` sequences of `length` tokens."""

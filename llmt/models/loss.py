@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmt.models.chunked_loss import summed_nats
+from llmt.models.chunked_loss import each_nats, summed_nats
 
 IGNORED = -100
 """Label of a position that is not predicted."""
@@ -48,6 +48,18 @@ def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> TokenLo
     if rows.dtype == torch.float16:  # the scale of the loss has to come before anything is rounded
         return TokenLoss(logits_loss(F.linear(rows, output_weight), wanted), tokens)
     return TokenLoss(summed_nats(rows, output_weight, wanted), tokens)
+
+
+def label_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
+    """The negative log-likelihood of each label that is not `IGNORED`, `(N,)` in their order, at least in fp32.
+
+    Args:
+        hidden: `(B, T, D)` final hidden states.
+        output_weight: `(V, D)` output head.
+        labels: `(B, T)` token ids, shifted already.
+    """
+    places = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+    return each_nats(hidden.flatten(0, 1)[places], output_weight, labels.flatten()[places])
 
 
 def logits_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -21,13 +21,16 @@ class Document:
 
     Attributes:
         text: The text, without a byte order mark, otherwise as it was read. Of a prompt and its completion both
-            in a row; of a conversation what was said, one turn a line.
+            in a row; of a conversation what was said, one turn a line; of a pair what stands before the answers, once,
+            and both answers.
         source: Where it came from: `file`, `file:line`, `file: row number`, `-`, `hf:name: row number` or
             `builtin:kind/name`.
         prompt: How many characters of `text` are the prompt; None where it has none.
         layout: Its row is of this kind, and its prompt is written as for that; None for everything else.
         messages: The turns of a conversation; empty for everything else.
         more: The text goes on in the next document: a long one comes in parts that are cut where no word is.
+        answers: How many turns of the assistant, the last ones, are learnt; None learns all of them.
+        pair: The chosen and the rejected text, each with what stands before it; empty for everything else.
     """
 
     text: str
@@ -36,3 +39,5 @@ class Document:
     layout: Layout | None = None
     messages: tuple[Message, ...] = ()
     more: bool = False
+    answers: int | None = None
+    pair: "tuple[()] | tuple[Document, Document]" = ()

@@ -1,4 +1,4 @@
-"""the columns of a row -> a document: plain text, a prompt with its completion, or a conversation."""
+"""the columns of a row -> a document: plain text, a prompt with its completion, a conversation, or a pair."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ from llmt.errors import DataError, UsageError
 from llmt.text.columns import no_column, require_text
 from llmt.text.conversations import read_messages
 from llmt.text.documents import Document
+from llmt.text.preferences import pair_of_texts, pair_of_turns
 from llmt.text.prompts import ANSWER, INSTRUCTION_INPUT_PROMPT, INSTRUCTION_PROMPT, QUESTION_PROMPT, Layout
 from llmt.text.reading import TEXT_COLUMN, DataFormat, Reading
 from llmt.text.rows import Row
@@ -29,13 +30,20 @@ class _Layout:
     optional: str = ""
     prompt_with_optional: str = ""
     written_as: Layout | None = None
+    count: int = 1
 
     @property
-    def learnt(self) -> str:
-        """The part that is the completion: the last."""
-        return list(self.names)[-1]
+    def answers(self) -> list[str]:
+        """The parts that are completions: the last one, or the last ones."""
+        return list(self.names)[-self.count :]
 
 
+_PREFERENCE = _Layout(
+    "preference",
+    {"prompt": ("prompt",), "chosen": ("chosen",), "rejected": ("rejected",)},
+    optional="prompt",
+    count=2,
+)
 _CONVERSATION = _Layout("conversation", {"messages": ("messages", "conversations")})
 _PAIR = _Layout(
     "instruction",
@@ -44,6 +52,7 @@ _PAIR = _Layout(
     completion="{completion}",
 )
 _LAYOUTS = (
+    _PREFERENCE,
     _CONVERSATION,
     _PAIR,
     _Layout(
@@ -97,11 +106,13 @@ class RowFormat:
         if self._layout is None:
             text = _text(row, self.columns[0])
             return Document(text, row.place) if text.strip() else None
+        if self._layout is _PREFERENCE:
+            return self._preference(row)
         if self.format_of(row) == "conversation":
             return self._conversation(row)
         prompt, completion = self._pair(row, self._layout)
         if not completion.strip():
-            column = self._parts[self._layout.learnt]
+            column = self._parts[self._layout.answers[0]]
             if not any(
                 isinstance(row.values.get(name), str) and str(row.values[name]).strip() for name in self.columns
             ):
@@ -123,8 +134,24 @@ class RowFormat:
         messages = read_messages(turns, place)
         return Document("\n".join(message.content for message in messages), row.place, messages=messages)
 
+    def _preference(self, row: Row) -> Document | None:
+        """Two answers, as texts or as turns; of whole conversations a prompt that is a text says nothing new."""
+        columns = self._parts["chosen"], self._parts["rejected"]
+        chosen, rejected = (_value(row, column) for column in columns)
+        if self._template is not None:
+            prompt: str | None = _fill(self._template, lambda column: _text(row, column))
+        elif isinstance(chosen, list) and isinstance(rejected, list):
+            before = row.values.get(self._parts["prompt"])
+            if before is not None and not isinstance(before, str | list):
+                raise _not_turns(row, self._parts["prompt"], before, "name another column: --columns prompt=COLUMN")
+            return pair_of_turns(before if isinstance(before, list) else [], (chosen, rejected), columns, row.place)
+        else:
+            column = self._parts["prompt"]
+            prompt = _text(row, column) if column in self.columns or column in row.values else None
+        return pair_of_texts(prompt, (_text(row, columns[0]), _text(row, columns[1])), columns, row.place)
+
     def _pair(self, row: Row, layout: _Layout) -> tuple[str, str]:
-        completion = _text(row, self._parts[layout.learnt])
+        completion = _text(row, self._parts[layout.answers[0]])
         if self._template is not None:
             prompt = _fill(self._template, lambda column: _text(row, column))
         else:
@@ -147,8 +174,8 @@ def recognise(
 ) -> RowFormat:
     """What rows with these columns are: the kind that was named, else the first that its columns are enough for.
 
-    Conversations come first (`messages`, `conversations`), then `prompt` with `completion` or `response`,
-    `instruction` with `output`, `question` with `answer`, and then plain text.
+    Pairs come first (`chosen` with `rejected`), then conversations (`messages`, `conversations`), `prompt` with
+    `completion` or `response`, `instruction` with `output`, `question` with `answer`, and then plain text.
 
     Args:
         names: The columns that there are.
@@ -166,7 +193,7 @@ def recognise(
     for layout in _candidates(reading):
         parts = _parts(layout, names, reading)
         needed = [part for part in layout.names if part != layout.optional and not _is_replaced(part, layout, reading)]
-        if reading.columns or not any(part not in parts for part in needed):
+        if _is_named(layout, reading) or not any(part not in parts for part in needed):
             for part in needed:
                 if parts.get(part) not in names:
                     raise _missing(place, kind, parts.get(part, part), names)
@@ -201,9 +228,18 @@ def _candidates(reading: Reading) -> list[_Layout]:
     found = [layout for layout in _LAYOUTS if set(reading.columns) <= set(layout.names)]
     if reading.format == "conversation":
         return [layout for layout in found if layout in (_CONVERSATION, _PAIR)]
-    if reading.format == "instruction" or reading.prompt_template is not None:
+    if reading.format == "preference":
+        return [layout for layout in found if layout is _PREFERENCE]
+    if reading.format == "instruction":
+        return [layout for layout in found if layout.format == "instruction"]
+    if reading.prompt_template is not None:
         return [layout for layout in found if layout is not _CONVERSATION]
     return found
+
+
+def _is_named(layout: _Layout, reading: Reading) -> bool:
+    """Whether a mapped column says that rows are of this kind; of pairs it is an answer that says so."""
+    return any(part in reading.columns for part in (layout.answers if layout is _PREFERENCE else layout.names))
 
 
 def _parts(layout: _Layout, names: Sequence[str], reading: Reading) -> dict[str, str]:
@@ -216,7 +252,7 @@ def _parts(layout: _Layout, names: Sequence[str], reading: Reading) -> dict[str,
 
 def _is_replaced(part: str, layout: _Layout, reading: Reading) -> bool:
     """Whether the template writes what this part would."""
-    return reading.prompt_template is not None and part != layout.learnt and part not in reading.columns
+    return reading.prompt_template is not None and part not in layout.answers and part not in reading.columns
 
 
 def _made(
@@ -226,8 +262,8 @@ def _made(
         raise _missing(place, kind, parts[layout.optional], names)
     template = reading.prompt_template
     if template is not None:
-        read = (*_columns_of(template, names, place, kind), parts[layout.learnt])
-        parts = {layout.learnt: parts[layout.learnt]}
+        parts = {part: parts[part] for part in layout.answers}
+        read = (*_columns_of(template, names, place, kind), *parts.values())
     else:
         read = tuple(parts.values())
         if layout.optional:  # the first row need not have it
@@ -291,11 +327,9 @@ def _text(row: Row, column: str) -> str:
     return require_text(_value(row, column), f"{row.place}: {row.kind} {column!r}")
 
 
-def _not_turns(row: Row, column: str, value: object) -> DataError:
+def _not_turns(row: Row, column: str, value: object, hint: str = "--set data.format=instruction") -> DataError:
     kind = "null" if value is None else type(value).__name__
-    return DataError(
-        f"{row.place}: {row.kind} {column!r} is {kind}, not a list of turns", "--set data.format=instruction"
-    )
+    return DataError(f"{row.place}: {row.kind} {column!r} is {kind}, not a list of turns", hint)
 
 
 def _missing(place: str, kind: str, column: str, names: Sequence[str]) -> DataError:

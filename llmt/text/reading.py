@@ -9,7 +9,7 @@ from llmt.errors import DataError, UsageError
 if TYPE_CHECKING:
     from llmt.config.data import DataConfig, EncodingErrors
 
-DataFormat = Literal["text", "instruction", "conversation"]
+DataFormat = Literal["text", "instruction", "conversation", "preference"]
 
 TEXT_COLUMN = "text"
 

@@ -45,12 +45,13 @@ from llmt.training.limits import total_steps
 from llmt.training.loop import TrainingLoop, Validation
 from llmt.training.micro_batch import largest_micro_batch
 from llmt.training.model import companion_of, compile_blocks, go_back, make_model, restore, take_model
+from llmt.training.objective import check_asked, check_data, objective_of, preference_loss
 from llmt.training.optim import Optimizer
 from llmt.training.pace import limits_of, schedule_of
 from llmt.training.resume import check_same_run, pin_plan, regroups, share_step
 from llmt.training.runtime import Runtime
 from llmt.training.sample import write_sample
-from llmt.training.sanity import Guard
+from llmt.training.sanity import Compared, Guard
 from llmt.training.state import RunState
 
 
@@ -87,7 +88,13 @@ class Prepared:
 
 
 def with_sources(config: TrainConfig) -> TrainConfig:
-    """The configuration with its data named: an adapter learns instructions, a model learns text."""
+    """The configuration with its data named: an adapter learns instructions, a model learns text.
+
+    Raises:
+        DataError: Preferences are to be learnt, and no pairs are named.
+        UsageError: They are to be learnt by a whole model.
+    """
+    check_asked(config)
     if config.data.sources:
         return config
     source = BUILTIN_INSTRUCTIONS if config.lora.enabled else BUILTIN
@@ -151,6 +158,7 @@ def prepare(
         return prepare_corpus(config, where, tokenizer_directory=source, progress=progress)
 
     corpus = runtime.on_main(read) or read()  # the others find what the first one prepared
+    check_data(config, pairs=corpus.pairs)
     if isinstance(corpus.data, ReadyData):
         corpus.data.audit.check_budgets(config.data)
     work = _workload(config, corpus, base)
@@ -324,7 +332,8 @@ def build_trainer(
         model, exact = take_model(config, prepared.plan, own)
     if data.masks and not keeps_documents_apart(model):
         raise MismatchError(
-            "data.document_mask: this model reads across the documents of a sequence", "--no-document-mask"
+            "data.document_mask: this model reads across the documents of a sequence",
+            "--no-document-mask, or for pairs another base",
         )
     compile_blocks(model, prepared.plan)
     optimizer = Optimizer(model, config.training, exact, companion_of(model))
@@ -364,7 +373,10 @@ def _equip(loop: TrainingLoop, prepared: Prepared, runtime: Runtime, *, fresh: b
     loop.fingerprint, loop.notes = prepared.fingerprint, prepared.notes
     if isinstance(model, LoraModel):
         model.trained_on = prepared.fingerprint["base"]
+    loop.objective = objective_of(config.training)
     loop.guard = Guard(model, loop.optimizer, fresh=fresh, own=isinstance(model, TransformerLM | LoraModel))
+    if config.training.objective == "dpo":
+        loop.guard.compares = Compared(preference_loss(config.training), fresh=prepared.checkpoint is None)
     loop.validation = _validation(prepared, runtime)
     if config.training.ema_decay is not None:
         loop.average = Average(loop.optimizer, config.training.ema_decay)
@@ -391,6 +403,7 @@ def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, r
     if prepared.checkpoint is not None and not prepared.regroup:
         return prepared
     block, vocab_size, masks = config.data.block_size, model.vocab_size, prepared.corpus.data.masks
+    objective = objective_of(config.training)
 
     def attempt(micro: int) -> None:
         torch.compiler.reset()  # what is compiled for too many shapes is run as it is, without a word
@@ -400,7 +413,8 @@ def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, r
         ids = torch.randint(vocab_size, (rows, block + 1), generator=torch.Generator().manual_seed(0))
         ids = ids.to(model.device)
         positions = (torch.arange(block, device=model.device) % (block // 2 + 1)).repeat(rows, 1) if masks else None
-        model.loss(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions).nats.backward()
+        batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), rows * block, positions)
+        objective.summed(model, batch).backward()
         optimizer.accumulate()
         for weight in optimizer.weights:
             weight.parameter.grad = weight.master.grad = None

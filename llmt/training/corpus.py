@@ -24,7 +24,7 @@ from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.load import load_tokenizer
 from llmt.tokenizers.train import options_of, train_tokenizer
 
-TOKENIZER_FORMAT = 2
+TOKENIZER_FORMAT = 3
 _DECIDES = {
     "format",
     "text_column",
@@ -55,6 +55,11 @@ class Corpus:
     tokenizer: Tokenizer
     data: ReadyData | StreamedData | TextData
     notes: tuple[str, ...]
+
+    @property
+    def pairs(self) -> bool:
+        """The sequences hold pairs of a chosen and a rejected document."""
+        return isinstance(self.data, ReadyData) and self.data.pairs
 
 
 def prepare_corpus(

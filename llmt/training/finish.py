@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from llmt.data.loader import evaluation_batches
 from llmt.data.ready import ReadyData
 from llmt.errors import ModelFileError
-from llmt.evaluation.perplexity import EvalReport, evaluate
 from llmt.models.base import BaseLanguageModel
 from llmt.models.load import load_model
 from llmt.models.lora import load_adapter
 from llmt.training.keeper import RunKeeper
 from llmt.training.loop import TrainingLoop
+from llmt.training.objective import Report
 from llmt.training.sample import write_sample
 from llmt.training.trained import trained_parts
 
@@ -41,7 +41,7 @@ class Finished:
     directory: Path
     step: int
     model: BaseLanguageModel
-    evaluation: EvalReport | None
+    evaluation: Report | None
     warning: str = ""
 
 
@@ -62,7 +62,7 @@ def finish(loop: TrainingLoop, keeper: RunKeeper, prepared: "Prepared", base: Pa
     if held_out is not None:
         batches = evaluation_batches(held_out, loop.limits.micro_batch)
         text_bytes = held_out.text_bytes if prepared.corpus.tokenizer.is_lossless else 0
-        evaluation = evaluate(model, batches, text_bytes=text_bytes)
+        evaluation = loop.objective.measure(model, batches, text_bytes)
     keeper.publish(step, _summary(loop, prepared, model, evaluation))
     return Finished(prepared.directory, step, model, evaluation, warning)
 
@@ -93,7 +93,7 @@ def sample_text(finished: Finished, prepared: "Prepared") -> Iterator[str]:
 
 
 def _summary(
-    loop: TrainingLoop, prepared: "Prepared", model: BaseLanguageModel, evaluation: EvalReport | None
+    loop: TrainingLoop, prepared: "Prepared", model: BaseLanguageModel, evaluation: Report | None
 ) -> dict[str, Any]:
     """The numbers of a run, for its record and its card."""
     values: dict[str, Any] = {

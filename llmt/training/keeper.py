@@ -23,13 +23,13 @@ from llmt.config.load import dump_config
 from llmt.config.run import TrainConfig
 from llmt.data.batch import Batch
 from llmt.errors import StorageError
-from llmt.evaluation.perplexity import EvalReport
 from llmt.models.base import BaseLanguageModel
 from llmt.models.lora import LoraModel, write_adapter
 from llmt.system.plan import RunPlan
 from llmt.tokenizers.base import Tokenizer, special_ids
 from llmt.training.average import Average
 from llmt.training.card import model_card
+from llmt.training.objective import Report
 from llmt.training.optim import Optimizer
 from llmt.training.report import StepReport, evaluation_metrics
 from llmt.training.state import RunState, Written, parse_state
@@ -225,7 +225,7 @@ class RunKeeper:
             return ""
         return self._add_line(report.step, report.metrics())
 
-    def log_validation(self, step: int, evaluation: EvalReport) -> str:
+    def log_validation(self, step: int, evaluation: Report) -> str:
         """Add a line about the validation of a step that was made up for; returns what `log` returns."""
         return self._add_line(step, {"step": step, **evaluation_metrics(evaluation)})
 

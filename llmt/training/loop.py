@@ -12,13 +12,13 @@ import torch
 from llmt.data.batch import Batch
 from llmt.data.loader import BatchLoader
 from llmt.errors import DivergedError, Interrupted, StorageError
-from llmt.evaluation.perplexity import EvalReport, evaluate
 from llmt.models.base import BaseLanguageModel
 from llmt.system.memory import process_memory
 from llmt.training.average import Average
 from llmt.training.divergence import watch_loss
 from llmt.training.limits import Limits
 from llmt.training.micro_batch import memory_errors
+from llmt.training.objective import NextToken, Objective, Report
 from llmt.training.optim import Optimizer
 from llmt.training.report import StepReport
 from llmt.training.runtime import Runtime
@@ -49,7 +49,7 @@ class Keeper(Protocol):
         """Wait until nothing is written any more."""
         ...
 
-    def log_validation(self, step: int, evaluation: EvalReport) -> str:
+    def log_validation(self, step: int, evaluation: Report) -> str:
         """Write down a validation that was made up for; return what the disk refused."""
         ...
 
@@ -106,6 +106,7 @@ class TrainingLoop:
 
     Attributes:
         state: Where the run is.
+        objective: What is learnt.
         average: Moving average of the weights; where there is one, it is validated and kept as the model.
         validation: Held-out text; None where there is none.
         sampler: Writes a sample, piece by piece; None where none is wanted.
@@ -137,6 +138,7 @@ class TrainingLoop:
         self.keeper = keeper
         self.runtime = runtime or Runtime()
         self.state = RunState()
+        self.objective: Objective = NextToken()
         self.average: Average | None = None
         self.validation: Validation | None = None
         self.sampler: Callable[[], Iterator[str]] | None = None
@@ -201,7 +203,7 @@ class TrainingLoop:
         """
         if self.guard is not None:
             self.guard.begin()
-        stepper = Stepper(self.model, self.optimizer, self.seed, self.runtime)
+        stepper = Stepper(self.model, self.optimizer, self.seed, self.runtime, self.objective)
         started, earlier = time.monotonic(), self.state.seconds
         batches = self.loader.batches(self.state.step * self.samples_per_step)
         self.model.train()
@@ -282,11 +284,12 @@ class TrainingLoop:
         decay. Its loss is 0, of 0 tokens.
         """
         state = self.state
-        tokens = round(self.runtime.total(sum(batch.tokens for batch in window))[0])
+        here = sum(batch.tokens for batch in window), sum(map(self.objective.count, window))
+        tokens, count = (round(number) for number in self.runtime.total(*here))
         if self.guard is not None:
             self.guard.before(window, tokens)
-        found = stepper.gradients(window, state.step, tokens, state.loss_scale)
-        loss = found.nats / max(tokens, 1)
+        found = stepper.gradients(window, state.step, count, state.loss_scale)
+        loss = found.summed / max(count, 1)
         try:
             state, warnings = self._judge_gradients(found, loss, tokens)
             rate = self._move(found)
@@ -307,7 +310,7 @@ class TrainingLoop:
     def _judge_gradients(self, found: Gradients, loss: float, tokens: int) -> tuple[RunState, tuple[str, ...]]:
         """The state with the loss taken in, and what is unusual about it, before anything moves."""
         step, state, warning = self.state.step + 1, self.state, ""
-        check_finite(step, found.nats, found.norm, self.optimizer)
+        check_finite(step, found.summed, found.norm, self.optimizer)
         if tokens:
             state, warning = watch_loss(state, loss, found.norm)
             if self.guard is not None:
@@ -344,7 +347,7 @@ class TrainingLoop:
         first = self.state.step * self.samples_per_step
         last = first + self.samples_per_step - 1
         facts = {"step": self.state.step + 1, "samples": [first, last],
-                 "nats": str(found.nats), "grad_norm": str(found.norm), "problem": error.message}  # fmt: skip
+                 "loss_sum": str(found.summed), "grad_norm": str(found.norm), "problem": error.message}  # fmt: skip
         if isinstance(self.loader, BatchLoader):  # of several processes, what all of them trained on
             size = self.limits.micro_batch
             window = [self.loader.batch_at(number) for number in range(first, last + 1, size)]
@@ -377,7 +380,7 @@ class TrainingLoop:
             evaluation=evaluation, checkpoint=checkpoint, is_best=best, sample=sample, **report,
         )  # fmt: skip
 
-    def _validate(self) -> tuple[EvalReport | None, bool]:
+    def _validate(self) -> tuple[Report | None, bool]:
         """Measure and take in what was found; where a stop comes in the middle, a resume measures first."""
         evaluation = self.evaluate()
         self.state = self.state.advance(owes_validation=evaluation is None)
@@ -394,7 +397,7 @@ class TrainingLoop:
             self.state = self.state.advance(best_step=state.step, best_loss=loss)
         return best
 
-    def evaluate(self) -> EvalReport | None:
+    def evaluate(self) -> Report | None:
         """Measure the model as it stands on the held-out batches; None where a stop was requested meanwhile.
 
         Compiled blocks run eagerly meanwhile.
@@ -402,12 +405,13 @@ class TrainingLoop:
         validation = self.validation
         assert validation is not None
         with self._averaged(), torch.compiler.set_stance("force_eager"):
-            own = evaluate(self.model, self._until_stopped(validation.batches()), text_bytes=validation.text_bytes)
-        nats, tokens = self.runtime.total(own.nats, own.tokens)
+            batches = self._until_stopped(validation.batches())
+            own = self.objective.measure(self.model, batches, validation.text_bytes)
+        found = own.over(self.runtime.total)
         if self.runtime.highest(self.stop_signal):
             return None
-        check_finite(self.state.step, nats, 0.0, self.optimizer)
-        return EvalReport(nats, round(tokens), own.text_bytes)
+        check_finite(self.state.step, found.loss, 0.0, self.optimizer)
+        return found
 
     def _sample(self, sampler: Callable[[], Iterator[str]]) -> str | None:
         def write() -> str:

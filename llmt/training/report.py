@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmt.evaluation.perplexity import EvalReport
+    from llmt.training.objective import Report
 
 
 _NOT_LOGGED = ("evaluation", "checkpoint", "is_best", "sample", "warnings")
@@ -18,7 +18,8 @@ class StepReport:
     Attributes:
         step: Steps finished, this one included.
         epoch: Passes over the training text so far.
-        loss: Mean nats for each trained token of the step; 0 where none was trained.
+        loss: Mean nats for each trained token of the step, of preferences the mean loss of its pairs; 0 where none was
+            trained.
         learning_rate: Rate of this step, that of the last group where they differ.
         grad_norm: Global norm before clipping.
         tokens: Trained tokens so far, over the whole run.
@@ -41,7 +42,7 @@ class StepReport:
     tokens_per_second: float
     seconds: float
     memory: int
-    evaluation: "EvalReport | None" = None
+    evaluation: "Report | None" = None
     checkpoint: Path | None = None
     is_best: bool = False
     sample: str | None = None
@@ -53,6 +54,6 @@ class StepReport:
         return values | ({} if self.evaluation is None else evaluation_metrics(self.evaluation))
 
 
-def evaluation_metrics(evaluation: "EvalReport") -> dict[str, Any]:
+def evaluation_metrics(evaluation: "Report") -> dict[str, Any]:
     """What `metrics.jsonl` says of a validation."""
     return {f"eval_{name}": value for name, value in evaluation.values().items()}

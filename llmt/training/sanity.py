@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from llmt.data.batch import IGNORED, Batch
 from llmt.errors import DivergedError
 from llmt.models.base import BaseLanguageModel
+from llmt.models.preference import PreferenceLoss, ratios_of
 from llmt.training.optim import Optimizer
 from llmt.units import format_number
 
@@ -23,6 +25,11 @@ LEAK = 1e-3
 
 FIRST_LOSS = (0.5, 2.0)
 """Bounds of the first loss of random weights, as shares of ln V; a nat more is allowed."""
+
+ROUNDING = {torch.float32: 1e-4}
+"""How far, as a share, two ways to the same likelihoods may come apart; in lower precision `COARSE`."""
+
+COARSE = 0.05
 
 WATCHED_RATE = 1e-6
 """Steps with a lower rate are not watched: rounding to fp32 may swallow what they change."""
@@ -159,6 +166,52 @@ def check_first_loss(loss: float, vocab_size: int, *, own: bool = True) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What is known of a run on pairs before its first step.
+
+    Attributes:
+        loss: What a pair costs.
+        fresh: The adapter is new, so that it equals its base.
+    """
+
+    loss: PreferenceLoss
+    fresh: bool
+
+
+@torch.no_grad()
+def check_preferences(model: BaseLanguageModel, batch: Batch, compared: Compared) -> None:
+    """The likelihoods of the labels are those of the model's own loss, and a fresh adapter prefers nothing.
+
+    Raises:
+        DivergedError: They are not: another likelihood than the model's would be learnt, or against another reference.
+    """
+    positions = None if batch.position_ids is None else batch.position_ids[:1]
+    here = Batch(batch.input_ids[:1], batch.labels[:1], batch.tokens, positions).to(model.device)
+    tolerance = ROUNDING.get(next(model.parameters()).dtype, COARSE)
+    row = here.input_ids, here.labels, here.position_ids
+    training = model.training
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            summed, nats = float(model.label_nats(*row).sum()), float(model.loss(*row).nats)
+            first = float(compared.loss.of(*ratios_of(model, *row)).mean())
+    finally:
+        model.train(training)
+    if abs(summed - nats) > tolerance * (1 + abs(nats)):
+        raise DivergedError(
+            f"the labels of a row lose {summed:.4f} nats one by one, and {nats:.4f} together",
+            "a model with a loss of its own needs label_nats of its own",
+        )
+    expected = compared.loss.indifferent
+    if compared.fresh and abs(first - expected) > tolerance * (1 + expected):
+        raise DivergedError(
+            f"the first loss of a fresh adapter is {first:.4f}, and that of a model that equals its reference is "
+            f"{expected:.4f}",
+            "report this with your configuration",
+        )
+
+
 class Guard:
     """Watches the first steps of a process: what is trained has a gradient and changes, and nothing else does.
 
@@ -173,6 +226,7 @@ class Guard:
     Attributes:
         proof: What the first steps have shown; empty before.
         proven_at: The step after which that was known; 0 before.
+        compares: What is known of a run on pairs; None where none are compared.
     """
 
     def __init__(
@@ -187,6 +241,7 @@ class Guard:
         self._over = False
         self.proof = ""
         self.proven_at = 0
+        self.compares: Compared | None = None
 
     def begin(self) -> None:
         """Before the first step.
@@ -204,12 +259,15 @@ class Guard:
             tokens: Targets of the step, over all processes.
 
         Raises:
-            DivergedError: Labels are not the next ids, the model sees them, or there are none in many steps.
+            DivergedError: Labels are not the next ids, the model sees them, there are none in many steps, or pairs are
+                not compared as they should be.
         """
         if self._watch is None and not self._over:
             for batch in window:
                 check_objective(batch)
             check_causal(self._model, window[0])
+            if self.compares is not None:
+                check_preferences(self._model, window[0], self.compares)
             self._watch = ChangeWatch(self._model, self._optimizer)
         self._empty = 0 if tokens else self._empty + 1
         if self._empty == EMPTY_STEPS:

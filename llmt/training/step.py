@@ -7,6 +7,7 @@ import torch
 
 from llmt.data.batch import Batch
 from llmt.models.base import BaseLanguageModel
+from llmt.training.objective import NextToken, Objective
 from llmt.training.optim import Optimizer
 from llmt.training.runtime import Runtime
 
@@ -24,12 +25,12 @@ class Gradients:
     """What the backward passes of a step found.
 
     Attributes:
-        nats: Sum of the negative log-likelihoods over all processes.
+        summed: Sum of the losses over all processes, such as negative log-likelihoods.
         norm: Global norm of the gradients of the mean loss, over all processes.
         scale: What the loss was multiplied by; None where it was not.
     """
 
-    nats: float
+    summed: float
     norm: float
     scale: float | None
 
@@ -42,15 +43,24 @@ class Stepper:
         optimizer: Over its trainable parameters.
         seed: Start of the random numbers of dropout.
         runtime: The processes that share a step.
+        objective: What is learnt; None is the next token.
     """
 
-    def __init__(self, model: BaseLanguageModel, optimizer: Optimizer, seed: int, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        model: BaseLanguageModel,
+        optimizer: Optimizer,
+        seed: int,
+        runtime: Runtime,
+        objective: Objective | None = None,
+    ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._seed = seed
         self._runtime = runtime
+        self._objective = objective or NextToken()
 
-    def gradients(self, window: list[Batch], step: int, tokens: int, scale: float | None) -> Gradients:
+    def gradients(self, window: list[Batch], step: int, count: int, scale: float | None) -> Gradients:
         """Leave the gradients of the mean loss of a step in the optimizer.
 
         In fp16 a step that overflows is computed again with half the scale, from the same random numbers, so that
@@ -59,48 +69,48 @@ class Stepper:
         Args:
             window: This process's batches.
             step: Steps finished before.
-            tokens: Targets of the step, over all processes.
+            count: What the sum of the losses is divided by: targets or pairs of the step, over all processes.
             scale: What to multiply the loss by; None for nothing.
         """
         while True:
-            nats = self._backward(window, step, tokens, scale or 1.0)
+            summed = self._backward(window, step, count, scale or 1.0)
             if self._runtime.world_size > 1:
-                nats = self._exchange(nats)
+                summed = self._exchange(summed)
             if scale is not None:
                 self._optimizer.unscale(1.0 / scale)
             found = self._optimizer.gradients()
             norm = float(torch.nn.utils.get_total_norm(found)) if found else 0.0
-            if scale is None or math.isfinite(norm) or not math.isfinite(nats) or scale <= 1.0:
-                return Gradients(nats, norm, scale)
+            if scale is None or math.isfinite(norm) or not math.isfinite(summed) or scale <= 1.0:
+                return Gradients(summed, norm, scale)
             self._clear()
             scale /= 2
 
-    def _backward(self, window: list[Batch], step: int, tokens: int, scale: float) -> float:
-        """Sum the gradients of the window's batches; its negative log-likelihood.
+    def _backward(self, window: list[Batch], step: int, count: int, scale: float) -> float:
+        """Sum the gradients of the window's batches; the sum of its losses.
 
         A batch in which no token is trained is passed over.
         """
-        nats = 0.0
+        total = 0.0
         for number, batch in enumerate(window):
             if not batch.tokens:
                 continue
             torch.manual_seed(step_seed(self._seed, step, number * self._runtime.world_size + self._runtime.rank))
             here = batch.to(self._model.device)
-            loss = self._model.loss(here.input_ids, here.labels, here.position_ids)
-            (loss.nats * (scale / tokens) if scale != 1.0 else loss.nats / tokens).backward()
+            summed = self._objective.summed(self._model, here)
+            (summed * (scale / count) if scale != 1.0 else summed / count).backward()
             self._optimizer.accumulate()
-            nats += float(loss.nats.detach())
-        return nats
+            total += float(summed.detach())
+        return total
 
-    def _exchange(self, nats: float) -> float:
+    def _exchange(self, summed: float) -> float:
         """Sum gradients and loss over all processes; a tensor without a gradient on all of them keeps none."""
         weights = self._optimizer.weights
-        nats, *having = self._runtime.total(nats, *(float(w.master.grad is not None) for w in weights))
+        summed, *having = self._runtime.total(summed, *(float(w.master.grad is not None) for w in weights))
         for weight, processes in zip(weights, having, strict=True):
             if processes and weight.master.grad is None:
                 weight.master.grad = torch.zeros_like(weight.master)
         self._runtime.sum_gradients([weight.master.grad for weight in weights])
-        return nats
+        return summed
 
     def _clear(self) -> None:
         for weight in self._optimizer.weights:

@@ -303,6 +303,11 @@ def _configured(
         config, paths = loaded.config, set(loaded.origins)
         for path in loaded.origins:
             _refuse_unread(path)
+    if config.training.objective != "next_token":
+        raise UsageError(
+            f"Trainer: training.objective {config.training.objective} compares answers, and texts in memory have none",
+            "llmt train dpo --base M --data PAIRS",
+        )
     if config.lora.enabled or config.training.num_processes > 1:
         raise UsageError("Trainer: trains one whole model in one process", "llmt train --lora --base M")
     if output_dir is not None:

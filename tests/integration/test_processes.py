@@ -1,6 +1,7 @@
 """Several real processes: what they tell each other, and how all of them end when one does not go on."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from llmt import ModelConfig, TransformerLM, train_tokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stops processes, and looks for them in /proc")
 
@@ -509,16 +512,20 @@ from llmt.training.build import build_trainer, prepare
 from llmt.training.runtime import open_runtime
 folder = Path(os.environ["FOLDER"])
 accumulation = 4 // int(os.environ["WORLD_SIZE"])
-config = TrainConfig.model_validate({
+values = {
     "device": "cpu", "threads": 1, "tokenizer": {"algo": "byte"}, "output_dir": str(folder / os.environ["WORLD_SIZE"]),
     "model": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2},
     "data": {"sources": [str(folder / "text.txt")], "block_size": 16, "cache_dir": str(folder / "cache")},
     "training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, "precision": "fp32",
                  "compile": "never", "max_steps": 6, "eval_steps": 3, "optimizer": "adamw", "warmup_steps": 2,
-                 "save_steps": 2, "retry_on_divergence": True, "learning_rate": 0.001}})
+                 "save_steps": 2, "retry_on_divergence": True, "learning_rate": 0.001}}
+for section, more in json.loads(os.environ.get("MORE", "{}")).items():
+    values[section] = values.get(section, {}) | more
+config = TrainConfig.model_validate(values)
+base = Path(os.environ["BASE"]) if "BASE" in os.environ else None
 runtime = open_runtime(config, "cpu", "gloo")
-prepared = prepare(config, Path(config.output_dir), base=None, resume=False, progress=lambda *_: None, runtime=runtime)
-loop, keeper = build_trainer(prepared, base=None, runtime=runtime)
+prepared = prepare(config, Path(config.output_dir), base=base, resume=False, progress=lambda *_: None, runtime=runtime)
+loop, keeper = build_trainer(prepared, base=base, runtime=runtime)
 sample = lambda batch: hashlib.sha256(batch.input_ids.numpy().tobytes() + batch.labels.numpy().tobytes()).hexdigest()
 strikes = [int(os.environ.get("STRIKES", "0")) if runtime.rank else 0]
 def poison(gradient):
@@ -553,6 +560,30 @@ def test_a_run_of_two_is_that_of_one(environment: dict[str, str], tmp_path: Path
     for name in ("loss", "norm", "validation"):
         assert first[name] == second[name]
         assert first[name] == pytest.approx(whole[name], rel=2e-6), name
+    assert first["tokens"] == second["tokens"] == whole["tokens"]
+    assert first["weights"] == second["weights"]
+
+
+def test_preferences_of_two_are_those_of_one(environment: dict[str, str], tmp_path: Path) -> None:
+    """Sequences hold one pair or several; a step is the mean over the pairs of both processes, as a validation is."""
+    rows = [{"prompt": f"{n}:", "chosen": " a" * (n % 5 + 1), "rejected": " b" * (n % 9 + 1)} for n in range(90)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    tokenizer = train_tokenizer("byte", ())
+    shape = ModelConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+    model = TransformerLM(shape, tokenizer.vocab_size, 64)
+    model.initialize(0)
+    model.save_pretrained(tmp_path / "base", tokenizer=tokenizer)
+    more = {
+        "training": {"objective": "dpo"}, "lora": {"enabled": True},
+        "data": {"sources": [str(tmp_path / "pairs.jsonl")], "block_size": 64},
+    }  # fmt: skip
+    told = {"FOLDER": str(tmp_path), "BASE": str(tmp_path / "base"), "MORE": json.dumps(more)}
+    first, second = (one.value for one in finish(start(RUN, environment, **told, TIMEOUT="30"), (0, 1)))
+    (whole,) = (one.value for one in finish(start(RUN, environment, 1, **told), (0,)))
+    assert whole["loss"][0] == pytest.approx(math.log(2), abs=1e-5)
+    for name in ("loss", "norm", "validation"):
+        assert first[name] == second[name]
+        assert first[name] == pytest.approx(whole[name], rel=2e-5), name
     assert first["tokens"] == second["tokens"] == whole["tokens"]
     assert first["weights"] == second["weights"]
 

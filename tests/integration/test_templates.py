@@ -36,17 +36,19 @@ def sets_of(name: str) -> list[str]:
 
 @pytest.fixture
 def place(finished: Any, tmp_path: Path) -> Path:
-    """A directory with `text.txt`, a finished run for adapters, and `pairs.jsonl` for them to learn."""
+    """A directory with `text.txt`, a finished run for adapters, and what they learn."""
     (tmp_path / "runs").mkdir()
     shutil.copytree(finished[0] / "runs" / "quickstart", tmp_path / "runs" / "quickstart")
     shutil.copy(finished[0] / "text.txt", tmp_path / "text.txt")
     pairs = [{"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}, the ship said."} for n in range(400)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    compared = [{"prompt": f"{n}?", "chosen": f" {n % 7}.", "rejected": " no"} for n in range(400)]
+    (tmp_path / "compared.jsonl").write_text("\n".join(map(json.dumps, compared)), encoding="utf-8")
     return tmp_path
 
 
 def data_of(name: str) -> str:
-    return "pairs.jsonl" if name in ("lora", "sft") else "text.txt"
+    return {"lora": "pairs.jsonl", "sft": "pairs.jsonl", "dpo": "compared.jsonl"}.get(name, "text.txt")
 
 
 @pytest.mark.parametrize("name", template_names())

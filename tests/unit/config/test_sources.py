@@ -28,7 +28,7 @@ RUNS = {
     "gpu-small": 110.1,
     "gpu-medium": 304.1,
 }
-ALL = [*RUNS, "lora", "sft", "tokenizer/bpe", "tokenizer/wordpiece"]
+ALL = [*RUNS, "lora", "sft", "dpo", "tokenizer/bpe", "tokenizer/wordpiece"]
 
 
 @pytest.mark.parametrize(("lora", "name"), [(False, "quickstart"), (True, "lora")])
@@ -126,12 +126,12 @@ def test_every_template_is_ordinary_yaml(name: str) -> None:
     assert set(yaml.safe_load(template_text(name))) <= set(TrainConfig.model_fields) | {"template"}
 
 
-@pytest.mark.parametrize("name", [*RUNS, "lora", "sft"])
+@pytest.mark.parametrize("name", [*RUNS, "lora", "sft", "dpo"])
 def test_every_template_is_complete(name: str) -> None:
     """A template shows every setting; one that goes on from a base leaves shape and tokenizer to that."""
     left_out = {"name", "output_dir", "base"}
     every = {field.path for field in walk_fields(TrainConfig)} - left_out
-    if name in ("lora", "sft"):
+    if name in ("lora", "sft", "dpo"):
         every = {path for path in every if not path.startswith(("model.", "tokenizer."))} | {"tokenizer.added_tokens"}
     if name == "sft":
         every |= {"base"}

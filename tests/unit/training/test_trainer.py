@@ -153,7 +153,8 @@ def test_arguments_that_cannot_be(tokenizer: Any, tmp_path: Path) -> None:
     model = _model(tokenizer.vocab_size)
     for arguments, error, says in (
         ({"learning_rat": 1.0}, ConfigError, "learning_rat"), ({"max_steps": -1}, ConfigError, "max_steps"),
-        ({"use_lora": True}, UsageError, "whole model"), ({"num_processes": 2}, UsageError, "one process"),
+        ({"use_lora": True}, UsageError, "whole model"), ({"objective": "dpo"}, UsageError, "compares answers"),
+        ({"num_processes": 2}, UsageError, "one process"),
     ):  # fmt: skip
         with pytest.raises(error, match=says):
             Trainer(model, tokenizer, TEXTS, output_dir=tmp_path / "run", **arguments)
