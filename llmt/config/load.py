@@ -35,6 +35,9 @@ STOPS = ("max_steps", "num_train_epochs", "max_tokens")
 """Settings that end a run by its work; `max_time` bounds it besides."""
 
 DEFAULT_TEMPLATE = "quickstart"
+DATA_SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet", ".arrow", ".gz", ".zst")
+"""Endings of files that are text or rows, which somebody may have taken for CONFIG."""
+
 LORA_TEMPLATE = "lora"
 DPO_TEMPLATE = "dpo"
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -95,6 +98,8 @@ def find_source(argument: str | None, *, lora: bool = False) -> ConfigSource:
     path = Path(argument)
     if argument and isfile(path / "config.yaml"):
         return ConfigSource(path.resolve().name, path=path / "config.yaml")
+    if path.suffix.lower() in DATA_SUFFIXES:
+        raise ConfigError([f"{argument}: is data, and not a configuration"], f"--data {argument}")
     if path.suffix in CONFIG_SUFFIXES or isfile(path):
         if not isfile(path):
             raise ConfigError([f"{argument}: no such file"], f"templates: {', '.join(template_names())}")

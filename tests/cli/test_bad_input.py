@@ -87,6 +87,15 @@ CONFIG = {
     "zero batches": (["eval", "runs/x", "--batch-size", "0"], ("--batch-size",)),
     "unknown algorithm": (["tokenizer", "train", "--algo", "magic"], ("--algo", "wordpiece")),
     "unreadable size": (["convert", "x.pt", "--max-shard-size", "huge"], ("--max-shard-size", "huge")),
+    "data in the place of CONFIG": (["train", "rows.jsonl"], ("rows.jsonl: is data", "--data rows.jsonl")),
+    "an adapter's rank without one": (["train", "--lora-r", "4"], ("--lora-r", "--lora")),
+    "rank zero": (["train", "--lora", "--lora-r", "0"], ("--lora-r", "greater than 0")),
+    "a rank that the method has not": (["train", "--lora", "--lora-method", "ia3", "--lora-r", "4"], ("r:", "ia3")),
+    "an adapter for PyTorch": (["train", "--lora", "--save-format", "pytorch"], ("save_format", "safetensors")),
+        ["train", "--lora", "--base", ".", "--algo", "byte"],
+        ("--algo", "tokenizer"),
+    ),
+    "a new token that is none": (["train", "--lora", "--added-tokens", " "], ("--added-tokens", "empty")),
     "misspelt command of convert": (["convert", "merge-lroa", "x"], ("merge-lroa", "merge-lora")),
 }
 
