@@ -92,9 +92,6 @@ CONFIG = {
     "rank zero": (["train", "--lora", "--lora-r", "0"], ("--lora-r", "greater than 0")),
     "a rank that the method has not": (["train", "--lora", "--lora-method", "ia3", "--lora-r", "4"], ("r:", "ia3")),
     "an adapter for PyTorch": (["train", "--lora", "--save-format", "pytorch"], ("save_format", "safetensors")),
-        ["train", "--lora", "--base", ".", "--algo", "byte"],
-        ("--algo", "tokenizer"),
-    ),
     "a new token that is none": (["train", "--lora", "--added-tokens", " "], ("--added-tokens", "empty")),
     "misspelt command of convert": (["convert", "merge-lroa", "x"], ("merge-lroa", "merge-lora")),
 }
