@@ -23,7 +23,7 @@ COMMANDS = [
 
 def test_each_format_has_its_command() -> None:
     """The search still finds them."""
-    assert list(FILES) == ["story.csv", "asked.jsonl", "instructions.json", "chat.jsonl"]
+    assert list(FILES) == ["story.csv", "asked.jsonl", "instructions.json", "chat.jsonl", "pairs.jsonl"]
     assert all(any(f"--data {name} " in line for line in COMMANDS) for name in [*FILES, *WRITTEN])
 
 
@@ -46,6 +46,7 @@ def test_a_command_of_the_page_runs(inside: Any, tmp_path: Path, monkeypatch: py
         "asked.jsonl": ({"Eight.", "Six."}, "Question: How many legs has a spider?\nAnswer:"),
         "instructions.json": ({"white", "Hello!"}, "### Instruction:\nName the colour.\n\n### Input:\nsnow\n"),
         "chat.jsonl": ({"Hello.<|im_end|>", "Later.<|im_end|>"}, "<|im_start|>user\nHi!<|im_end|>\n"),
+        "pairs.jsonl": ({"Eight.", "Six, as I was told.", "Six.", "None."}, "How many legs has a spider?How many legs"),
     }
     said |= dict.fromkeys(("table.parquet", "table.arrow"), ({"Eight.", "Six."}, "Question: And an ant?\nAnswer:"))
     name = next(name for name in [*FILES, *WRITTEN] if name in words)
