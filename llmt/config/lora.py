@@ -20,6 +20,9 @@ HONOURED: dict[str, tuple[str, ...]] = {
 }
 """Method -> those of its settings that mean something for it, beside the layers."""
 
+CHANGES_BASE = ("pissa", "olora")
+"""First numbers that are taken out of the base's weights."""
+
 
 class LoraConfig(Section):
     """A small adapter on a frozen base model (https://arxiv.org/abs/2106.09685)."""
@@ -66,6 +69,6 @@ class LoraConfig(Section):
                 raise ValueError(f"{name}: means nothing for the method {self.method}")
         if self.init == "orthogonal" and self.r % 2:
             raise ValueError(f"init orthogonal needs an even r, not {self.r}")
-        if self.init not in ("default", "gaussian", "orthogonal") and self.quantize != "none":
+        if self.init in (*CHANGES_BASE, "mica") and self.quantize != "none":
             raise ValueError(f"init {self.init} changes the base, which quantize {self.quantize} holds in 4 bits")
         return self

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from llmt.config.base import Count, Flag, Section, Text
 from llmt.config.data import DataConfig
-from llmt.config.lora import LoraConfig
+from llmt.config.lora import CHANGES_BASE, LoraConfig
 from llmt.config.model import ModelConfig
 from llmt.config.names import NEWEST
 from llmt.config.tokenizer import TokenizerConfig
@@ -73,11 +73,10 @@ class TrainConfig(Section):
     def _pairs_are_compared(self) -> Self:
         if self.training.objective != "dpo":
             return self
-        if self.lora.enabled and self.lora.bias != "none":
-            bias = self.lora.bias
-            raise ValueError(
-                f"training.objective dpo with lora.bias {bias}: the base is the reference and may not move"
-            )
+        moves = {"bias": self.lora.bias != "none", "init": self.lora.init in CHANGES_BASE}
+        moved = next((name for name, does in moves.items() if does and self.lora.enabled), None)
+        if moved is not None:
+            raise ValueError(f"training.objective dpo with lora.{moved}: the base is the reference and may not move")
         if self.data.streaming:
             raise ValueError("training.objective dpo with data.streaming: a stream has no pairs")
         return self
