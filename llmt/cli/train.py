@@ -404,8 +404,7 @@ def _steps(out: Output, loop: "TrainingLoop", keeper: "RunKeeper", every: int) -
             left = max(min((total - report.step) * report.seconds / done, seconds - loop.state.seconds), 0)
             line = view.line(report.step, report.loss, report.learning_rate, report.tokens_per_second, left)
             view.show(bar, report.step, line)
-            if loop.guard is not None and report.step == loop.guard.proven_at:
-                out.say(f"step {report.step}  {loop.guard.proof}")
+            _say_proof(out, loop, report.step)
             for sentence in report.warnings:
                 out.say(f"warning: {sentence}", "yellow")
             if report.evaluation is not None:
@@ -421,6 +420,12 @@ def _steps(out: Output, loop: "TrainingLoop", keeper: "RunKeeper", every: int) -
         raise Stopped(loop.stop_signal)
     if loop.stopped_early:
         out.say(f"stopped early: {loop.state.stale} validations without a gain over step {loop.state.best_step}")
+
+
+def _say_proof(out: Output, loop: "TrainingLoop", step: int) -> None:
+    """What the first steps have shown, once it is known."""
+    if loop.guard is not None and step == loop.guard.proven_at:
+        out.say(f"step {step}  {loop.guard.proof}")
 
 
 def _stopped_at_once(directory: Path, keeper: "RunKeeper", signum: int) -> Interrupted:

@@ -7,7 +7,7 @@ from typing import Any
 from llmt.config.data import DataConfig
 from llmt.data.findings import Finding
 from llmt.errors import DataError, LlmtError
-from llmt.text.prompts import Layout
+from llmt.text.documents import Layout
 
 _BOUNDED = {
     "max_dropped": ("tokens are left out", "dropped_documents"),

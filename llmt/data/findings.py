@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from llmt.checkpoints.files import storage_errors
 from llmt.data.places import PlaceWriter, read_place
-from llmt.text.documents import Document
-from llmt.text.prompts import Layout
+from llmt.text.documents import Document, Layout
 
 EXAMPLES = 3
 _REPLACEMENT = "\ufffd"

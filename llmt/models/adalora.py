@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_STEP = "step"
 _KEPT = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
@@ -24,22 +25,22 @@ class RankBudget:
     def __init__(self, tuner: Any, core: nn.Module) -> None:
         self._allocator = tuner.rankallocator
         self._core = core
+        self._step = 0
         self._weight = tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight
 
-    def after_move(self, step: int) -> None:
-        """Take in the gradients of a step that is done, and put what is over the budget to zero.
-
-        Args:
-            step: From 1.
-        """
-        self._allocator.update_and_allocate(self._core, step)
+    def after_move(self) -> None:
+        """Take in the gradients of a step that is done, and put what is over the budget to zero."""
+        self._step += 1
+        self._allocator.update_and_allocate(self._core, self._step)
 
     def state(self) -> dict[str, Tensor]:
-        """How much each number has mattered so far, by name."""
-        return {f"{kept}.{name}": value for kept in _KEPT for name, value in getattr(self._allocator, kept).items()}
+        """The steps so far, and how much each number has mattered, by name."""
+        found = {f"{kept}.{name}": value for kept in _KEPT for name, value in getattr(self._allocator, kept).items()}
+        return found | {_STEP: torch.tensor(self._step)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
+        self._step = int(state.get(_STEP, 0))
         for kept in _KEPT:
             prefix = f"{kept}."
             found = {name.removeprefix(prefix): t.clone() for name, t in state.items() if name.startswith(prefix)}

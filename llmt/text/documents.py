@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from llmt.text.prompts import Layout
+Layout = Literal["question", "instruction"]
+"""Kinds of rows that each have one way of being written."""
 
 Role = Literal["system", "user", "assistant", "tool"]
 

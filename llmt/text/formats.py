@@ -9,9 +9,9 @@ from llmt.config.names import COLUMN_PARTS
 from llmt.errors import DataError, UsageError
 from llmt.text.columns import no_column, require_text
 from llmt.text.conversations import read_messages
-from llmt.text.documents import Document
+from llmt.text.documents import Document, Layout
 from llmt.text.preferences import pair_of_texts, pair_of_turns
-from llmt.text.prompts import ANSWER, INSTRUCTION_INPUT_PROMPT, INSTRUCTION_PROMPT, QUESTION_PROMPT, Layout
+from llmt.text.prompts import ANSWER, INSTRUCTION_INPUT_PROMPT, INSTRUCTION_PROMPT, QUESTION_PROMPT
 from llmt.text.reading import TEXT_COLUMN, DataFormat, Reading
 from llmt.text.rows import Row
 

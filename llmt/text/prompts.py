@@ -1,10 +1,8 @@
 """How prompts of the usual formats are written; parts stand in braces."""
 
 from collections.abc import Mapping
-from typing import Literal
 
-Layout = Literal["question", "instruction"]
-"""Kinds of rows that each have one way of being written."""
+from llmt.text.documents import Layout
 
 INSTRUCTION_PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
 INSTRUCTION_INPUT_PROMPT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"

@@ -177,7 +177,7 @@ class Tokenizer(ABC):
         """Write conversations by this template from now on; a class that can saves it too."""
         self._chat_template = template
 
-    def add_special_tokens(self, tokens: Sequence[str]) -> None:
+    def add_control_tokens(self, tokens: Sequence[str]) -> None:
         """Know more tokens that no text spells, behind those that there are; a token that is known is only marked.
 
         Raises:

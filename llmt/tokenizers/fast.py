@@ -136,7 +136,7 @@ class FastTokenizer(Tokenizer):
         config = {key: value for key, value in self.parts.config.items() if key != "chat_template"}
         self._parts = replace(self.parts, chat_template=template, config=config)
 
-    def add_special_tokens(self, tokens: Sequence[str]) -> None:
+    def add_control_tokens(self, tokens: Sequence[str]) -> None:
         """Know more tokens that no text spells, behind those that there are; a token that is known is only marked."""
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens])

@@ -134,7 +134,7 @@ class HFTokenizerWrapper(Tokenizer):
         """Write conversations by this template from now on; it is saved with the tokenizer."""
         self.tokenizer.chat_template = template
 
-    def add_special_tokens(self, tokens: Sequence[str]) -> None:
+    def add_control_tokens(self, tokens: Sequence[str]) -> None:
         """Know more tokens that no text spells, behind those that there are; a token that is known is only marked."""
         self.tokenizer.add_tokens(list(tokens), special_tokens=True)
 

@@ -92,7 +92,7 @@ def prepare_corpus(
     else:
         tokenizer, note = _cached_tokenizer(config.tokenizer, config.data, cache / "tokenizers", progress)
     if config.tokenizer.added_tokens:
-        tokenizer.add_special_tokens(config.tokenizer.added_tokens)
+        tokenizer.add_control_tokens(config.tokenizer.added_tokens)
         note += f", with {', '.join(config.tokenizer.added_tokens)}"
     data = open_data(
         config.data,

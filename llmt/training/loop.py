@@ -326,7 +326,7 @@ class TrainingLoop:
             torch.nn.utils.clip_grads_with_norm_(masters, self.limits.max_grad_norm, torch.tensor(found.norm))
         factor = self.schedule.factor(self._progress())
         self.optimizer.set_rate(factor)
-        self.optimizer.step(self.state.step + 1)
+        self.optimizer.step()
         return self.optimizer.groups[-1].peak * factor
 
     def _progress(self) -> float:

@@ -22,7 +22,7 @@ COMPANION = "companion."
 class Companion(Protocol):
     """What moves weights besides the optimizers, after each step."""
 
-    def after_move(self, step: int) -> None:
+    def after_move(self) -> None:
         """A step is done; its gradients are there still."""
         ...
 
@@ -99,16 +99,12 @@ class Optimizer:
         return [w.master.grad for w in self.weights if w.master.grad is not None]
 
     @torch.no_grad()
-    def step(self, number: int = 1) -> None:
-        """Move the masters, copy them into the parameters and clear the gradients.
-
-        Args:
-            number: Of the step, from 1.
-        """
+    def step(self) -> None:
+        """Move the masters, copy them into the parameters and clear the gradients."""
         for group in self.groups:
             group.optimizer.step()
         if self._companion is not None and self.gradients():
-            self._companion.after_move(number)
+            self._companion.after_move()
         for weight in self.weights:
             weight.master.grad = None
         if self._copies:

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from llmt.checkpoints.atomic import staged_directory
+from llmt.config.lora import LoraConfig
 from llmt.config.model import ModelConfig
-from llmt.config.training import LoraConfig
 from llmt.data.chat import CHATML
 from llmt.models.load import load_model
 from llmt.models.lora import add_lora, write_adapter

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from llmt import ModelConfig, TransformerLM, load_model, load_tokenizer
 from llmt.config.data import DataConfig
-from llmt.config.training import LoraConfig, TrainingConfig
+from llmt.config.lora import LoraConfig
+from llmt.config.training import TrainingConfig
 from llmt.data.loader import evaluation_batches
 from llmt.data.prepare import prepare_shards
 from llmt.data.ready import ready_data

@@ -214,7 +214,7 @@ def steps(runtime, size):
         found = stepper.gradients(window, step, tokens, 1024.0 if step == 3 else None)
         gradients = {w.name: None if w.master.grad is None else w.master.grad.flatten().tolist()
                      for w in optimizer.weights}
-        kept.append([found.nats / tokens, found.norm, gradients])
+        kept.append([found.summed / tokens, found.norm, gradients])
         optimizer.set_rate(1.0)
         optimizer.step()
     return kept

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmt.checkpoints.atomic import staged_directory
-from llmt.config.training import LoraConfig
+from llmt.config.lora import LoraConfig
 from llmt.data.chat import CHATML
 from llmt.errors import DataError, ModelFileError, UsageError
 from llmt.generation import chat as chat_module

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmt.config.training import LoraConfig
+from llmt.config.lora import LoraConfig
 from llmt.errors import MismatchError, UsageError
 from llmt.models import chunked_loss
 from llmt.models.base import BaseLanguageModel
