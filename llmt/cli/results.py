@@ -1,6 +1,7 @@
 """plan and result of a run -> what `llmt train` prints of them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmt.cli.output import Output
@@ -29,7 +30,7 @@ def show_plan(out: Output, prepared: "Prepared") -> None:
     if prepared.config.takes_newest:
         out.say("  base    the quickstart model, trained first: no finished run under ./runs")
     elif prepared.config.base is not None:
-        out.say(f"  base    {prepared.config.base}")
+        out.say(f"  base    {_shown(Path(prepared.config.base))}")
     out.say(f"  model   {model}")
     out.say(f"  data    {text}")
     for note in (*prepared.corpus.notes, *data.notes):
@@ -40,6 +41,11 @@ def show_plan(out: Output, prepared: "Prepared") -> None:
         for line in plan.lines
     ]
     out.table(rows)
+
+
+def _shown(path: Path) -> Path:
+    """A path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def show_trained(out: Output, model: "BaseLanguageModel") -> None:

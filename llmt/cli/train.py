@@ -138,6 +138,7 @@ def _run(
     if not how.resume:
         refuse_unread(asked, base, given, sets)
     if how.plan:
+        check_device(asked)
         prepared = _prepare(out, _settled(asked, base, how), directory, base, how, _imagined(asked))
         _say_damaged(out, prepared)
         show_plan(out, prepared)

@@ -20,6 +20,9 @@ HONOURED: dict[str, tuple[str, ...]] = {
 }
 """Method -> those of its settings that mean something for it, beside the layers."""
 
+IN_4_BITS = ("lora", "rslora", "dora", "adalora", "ia3")
+"""Methods that peft puts around layers in 4 bits."""
+
 CHANGES_BASE = ("pissa", "olora")
 """First numbers that are taken out of the base's weights."""
 
@@ -67,8 +70,11 @@ class LoraConfig(Section):
         for name in ("r", "alpha", "dropout", "bias", "init"):
             if name not in honoured and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: means nothing for the method {self.method}")
-        if self.init == "orthogonal" and self.r % 2:
-            raise ValueError(f"init orthogonal needs an even r, not {self.r}")
+        if self.r % 2 and (self.init == "orthogonal" or self.method == "hra"):  # its reflections cancel in pairs
+            which = "init orthogonal" if self.init == "orthogonal" else "method hra"
+            raise ValueError(f"{which} needs an even r, not {self.r}")
+        if self.quantize != "none" and self.method not in IN_4_BITS:
+            raise ValueError(f"quantize {self.quantize}: goes with {', '.join(IN_4_BITS)}, not with {self.method}")
         if self.init in (*CHANGES_BASE, "mica") and self.quantize != "none":
             raise ValueError(f"init {self.init} changes the base, which quantize {self.quantize} holds in 4 bits")
         return self

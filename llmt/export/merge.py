@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmt.checkpoints.output import folder_beside, output_directory, require_free_output
+from llmt.checkpoints.runs import resolve_model_directory
 from llmt.checkpoints.weights import open_weights
 from llmt.config.conversion import MergeSettings
 from llmt.errors import ModelFileError
@@ -48,9 +49,10 @@ def merge_adapter(adapter: Path, settings: MergeSettings, *, base: Path | None =
         MismatchError: The base is not the one that the adapter was trained on.
         ModelFileError: The adapter or its base cannot be read.
     """
+    adapter = resolve_model_directory(adapter)
     if not is_adapter(adapter):
         raise ModelFileError(f"{adapter}: holds no adapter", "name a directory with adapter_config.json")
-    base = base or base_of(adapter)
+    base = resolve_model_directory(base or base_of(adapter))
     output = folder_beside(adapter, "merged") if settings.output_dir is None else Path(settings.output_dir)
     require_free_output(output, [adapter, base], settings.overwrite)
     check_base(adapter, base)

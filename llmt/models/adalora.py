@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmt.errors import MismatchError
+
 _STEP = "step"
 _KEPT = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
@@ -39,12 +41,21 @@ class RankBudget:
         return found | {_STEP: torch.tensor(self._step)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave."""
-        self._step = int(state.get(_STEP, 0))
+        """Take up what `state` gave.
+
+        Raises:
+            MismatchError: It is that of another adapter.
+        """
+        if _STEP not in state:
+            raise MismatchError(
+                "the checkpoint has no budget of ranks", "resume with the adapter that the run began with"
+            )
+        self._step = int(state[_STEP])
+        places = dict(self._core.named_parameters())
         for kept in _KEPT:
-            prefix = f"{kept}."
-            found = {name.removeprefix(prefix): t.clone() for name, t in state.items() if name.startswith(prefix)}
-            setattr(self._allocator, kept, found)
+            found = {name.removeprefix(f"{kept}."): t for name, t in state.items() if name.startswith(f"{kept}.")}
+            moved = {name: t.to(places[name].device, copy=True) for name, t in found.items()}
+            setattr(self._allocator, kept, moved)
 
     def penalty(self) -> Tensor:
         """What the two sides of the update lack to be orthogonal, a scalar that is added to the mean loss."""

@@ -9,12 +9,13 @@ from torch import nn
 from llmt.checkpoints.runs import resolve_model_directory
 from llmt.config.names import BASE
 from llmt.errors import ModelFileError, UsageError
+from llmt.models.adapter_files import LEAVES_BASE, read_adapter_config
 from llmt.models.base import BaseLanguageModel
 from llmt.models.identity import check_base
 from llmt.models.load import load_model
-from llmt.models.lora import load_adapter, read_adapter_config
+from llmt.models.lora import load_adapter
 from llmt.models.open import base_of, is_adapter, tokenizer_directory
-from llmt.models.peft_methods import LEAVES_BASE, block_linears
+from llmt.models.peft_methods import block_linears
 
 _State = list[tuple[nn.Module, dict[str, Any]]]
 
@@ -136,11 +137,22 @@ def _copied(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_what_changes(model: BaseLanguageModel, config: Mapping[str, Any]) -> None:
-    """Put copies in the place of what an adapter writes into: biases, and weights that it takes its start from."""
+    """Put other parameters in the place of what an adapter writes into.
+
+    These are biases, the embeddings of transformers, which grow in their places, and weights that it takes its start
+    from.
+    """
+    core: Any = model.core
+    ends: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if "bias" in name:
                 module.register_parameter(name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+    if core is not model:
+        for end in (core.get_input_embeddings(), core.get_output_embeddings()):
+            if end is not None:  # one object stays one where both ends share it
+                weight = end.weight
+                end.weight = ends.setdefault(id(weight), nn.Parameter(weight.detach(), weight.requires_grad))
     if config.get("init_lora_weights", True) not in LEAVES_BASE:
-        for layer in block_linears(model.core).values():
+        for layer in block_linears(core).values():
             layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)

@@ -10,6 +10,7 @@ from llmt.errors import ConfigError, ModelFileError, UsageError
 from llmt.models.base import BaseLanguageModel, Extras
 from llmt.models.foreign import check_config
 from llmt.models.huggingface import HuggingFaceModelWrapper, parse_config
+from llmt.models.llama import is_llama, parse_llama_config
 from llmt.models.registry import find_model_class, known_models
 from llmt.models.transformer import TransformerLM
 
@@ -94,3 +95,21 @@ def _registered(values: Mapping[str, Any], vocab_size: int, context_length: int,
         return cls(**sizes, **options)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UsageError(f"model.custom: {cls.__name__}: {error}", "give the arguments of its constructor") from None
+
+
+def without_numbers(values: Mapping[str, Any], name: str) -> BaseLanguageModel | None:
+    """The model that a `config.json` describes, whose weights take no memory; None of a class of one's own.
+
+    Args:
+        values: The parsed file.
+        name: How errors call it.
+
+    Raises:
+        ModelFileError: It describes none.
+    """
+    if find_model_class(str(values.get("model_type"))) is not None:
+        return None
+    with torch.device("meta"):
+        if is_llama(values):
+            return TransformerLM(*parse_llama_config(values, name))
+        return HuggingFaceModelWrapper.from_config(values)

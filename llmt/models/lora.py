@@ -15,16 +15,17 @@ from llmt.checkpoints.atomic import StagedDirectory
 from llmt.checkpoints.saving import save_tensors
 from llmt.checkpoints.weights import open_weights
 from llmt.config.lora import LoraConfig
-from llmt.errors import MismatchError, ModelFileError
+from llmt.errors import ConfigError, MismatchError, ModelFileError
 from llmt.models.adalora import RankBudget
+from llmt.models.adapter_files import AGAIN, PREFIX, checked_fields, read_adapter_config
 from llmt.models.base import BaseLanguageModel, where_given
 from llmt.models.cache import KeyValueCache
 from llmt.models.loss import TokenLoss
-from llmt.models.peft_methods import SETTINGS_OF, TYPES, block_linears, class_of, configure, require_peft
+from llmt.models.peft_methods import TYPES, block_linears, class_of, configure, ends_of, require_peft
 from llmt.models.quantized import quantize_linears, require_4bit
 
 ADAPTER_NAME = "default"
-TIED_HEAD = "base_model.model.lm_head.weight"
+TIED_HEAD = f"{PREFIX}lm_head.weight"
 
 
 @final
@@ -132,6 +133,8 @@ class LoraModel(BaseLanguageModel):
         from peft import set_peft_model_state_dict
 
         expected = self.adapter_weights()
+        if TIED_HEAD not in expected:  # the embedding once more, for peft
+            tensors = {name: tensor for name, tensor in tensors.items() if name != TIED_HEAD}
         wrong = [n for n in expected if n not in tensors or tensors[n].shape != expected[n].shape]
         wrong += [n for n in tensors if n not in expected]
         if wrong:
@@ -175,7 +178,11 @@ def add_lora(
     peft_config = configure(base.core, config, token_ids, total_steps)
     if config.quantize == "4bit":
         quantize_linears(base.core, block_linears(base.core), require_4bit(base.device.type), dtype)
-    return LoraModel(base, peft_config)
+    try:
+        return LoraModel(base, peft_config)
+    except (TypeError, ValueError) as error:  # what peft itself refuses: a kind of layer, a rank
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError([f"lora.method {config.method}: {reason}"], "--lora-method lora") from None
 
 
 def write_adapter(
@@ -200,10 +207,11 @@ def write_adapter(
         "inference_mode": True,
     }
     found = model.adapter_weights() if tensors is None else dict(tensors)
-    if values.get("modules_to_save") and _is_tied(model.base):
+    ends = [tensor for name, tensor in found.items() if name.endswith("embed_tokens.weight")]
+    if ends and _is_tied(model.base):
         # There the head is a module of its own, which peft ties and yet looks for.
         values["ensure_weight_tying"] = True
-        found[TIED_HEAD] = next(tensor for name, tensor in found.items() if name.endswith("embed_tokens.weight"))
+        found[TIED_HEAD] = ends[0]
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     staged.write_json(layout.ADAPTER_CONFIG, json.loads(json.dumps(plain, default=str)))
     metadata = {"format": "pt"} | ({layout.BASE_HASH: model.trained_on} if model.trained_on else {})
@@ -223,75 +231,47 @@ def load_adapter(base: BaseLanguageModel, directory: Path) -> LoraModel:
         MissingPackageError: peft cannot be imported.
     """
     require_peft()
-    values = read_adapter_config(directory)
+    values, path = read_adapter_config(directory), directory / layout.ADAPTER_CONFIG
     kind = values.get("peft_type")
-    if kind not in TYPES:
+    if not isinstance(kind, str) or kind not in TYPES:
         raise ModelFileError(
             f"{directory}: a {kind} adapter; this version reads {', '.join(sorted(TYPES))}", "use peft"
         )
     with open_weights(directory / layout.ADAPTER_MODEL) as reader:
         trained_on, tensors = reader.metadata.get(layout.BASE_HASH, ""), dict(reader.tensors())
-    if _is_tied(base):
-        tensors.pop(TIED_HEAD, None)
-    _make_room(base, values, directory)
-    ours = {"auto_mapping"} | ({"ensure_weight_tying"} if base.core is base else set())
-    known = {f: values[f] for f in class_of(kind).__dataclass_fields__ if f in values and f not in ours}
-    known |= {"task_type": None, "inference_mode": False, "base_model_name_or_path": None}
+    known = checked_fields(values, class_of(kind).__dataclass_fields__, tensors, path)
+    if base.core is base:
+        known.pop("ensure_weight_tying", None)
+    _make_room(base, known, tensors, directory)
     try:
         model = LoraModel(base, class_of(kind)(**known))
-    except (
-        TypeError,
-        ValueError,
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:  # peft checks none of the types
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
-        path = directory / layout.ADAPTER_CONFIG
-        raise ModelFileError(
-            f"{path}: describes no adapter for this base: {reason}", "copy the adapter again"
-        ) from None
+        raise ModelFileError(f"{path}: describes no adapter for this base: {reason}", AGAIN) from None
     model.load_adapter_weights(tensors)
     model.trained_on = trained_on
     return model
 
 
-def _make_room(base: BaseLanguageModel, values: Mapping[str, Any], directory: Path) -> None:
+def _make_room(
+    base: BaseLanguageModel, known: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path
+) -> None:
     """Rows for tokens that were added when the adapter was trained: those at the end of its vocabulary."""
-    if "trainable_token_indices" not in SETTINGS_OF.get(str(values.get("peft_type")), ()):
-        return
-    learnt = values.get("trainable_token_indices") or {}
+    learnt = known.get("trainable_token_indices") or {}
     lists = list(learnt.values()) if isinstance(learnt, dict) else [learnt]
     ids = [number for numbers in lists if isinstance(numbers, list) for number in numbers]
     if not all(isinstance(number, int) and number >= 0 for number in ids) or len(lists) > 2:
-        raise ModelFileError(
-            f"{directory / layout.ADAPTER_CONFIG}: its trainable_token_indices are no ids", "copy the adapter again"
-        )
+        raise ModelFileError(f"{directory / layout.ADAPTER_CONFIG}: its trainable_token_indices are no ids", AGAIN)
     most = max(ids, default=-1)
     if most >= base.vocab_size + len(ids):
         raise MismatchError(
             f"{directory}: learnt the token {most}, and the base has {base.vocab_size:,}", "name the adapter's own base"
         )
-    if most >= base.vocab_size:
+    whole = [tensors[name] for name in (f"{PREFIX}{end}.weight" for end in ends_of(base.core)) if name in tensors]
+    size = max([most + 1, *(len(rows) for rows in whole)])
+    if size > base.vocab_size:
         base.requires_grad_(True)  # another adapter may have frozen it; this one will
-        base.resize_token_embeddings(most + 1)
-
-
-def read_adapter_config(directory: Path) -> dict[str, Any]:
-    """The parsed `adapter_config.json`.
-
-    Raises:
-        ModelFileError: There is none, or it is no JSON mapping.
-    """
-    path = directory / layout.ADAPTER_CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path}: {error}", "name the directory of an adapter") from None
-    if not isinstance(values, dict):
-        raise ModelFileError(f"{path}: is not a mapping", "name the directory of an adapter")
-    return values
+        base.resize_token_embeddings(size)
 
 
 def _is_tied(base: BaseLanguageModel) -> bool:

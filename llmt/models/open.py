@@ -5,10 +5,11 @@ from pathlib import Path
 from llmt.checkpoints import layout
 from llmt.checkpoints.runs import resolve_model_directory
 from llmt.errors import ModelFileError
+from llmt.models.adapter_files import read_adapter_config
 from llmt.models.base import BaseLanguageModel
 from llmt.models.identity import check_base
 from llmt.models.load import load_model
-from llmt.models.lora import load_adapter, read_adapter_config
+from llmt.models.lora import load_adapter
 
 
 def open_model(path: Path, adapter: Path | None, device: str) -> tuple[BaseLanguageModel, Path]:

@@ -19,9 +19,6 @@ _LISTED = 12
 FEEDFORWARD = ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "w2")
 """Layers of which IA3 scales what goes in, not what comes out: the last of a feed-forward part."""
 
-LEAVES_BASE = (True, False, "gaussian", "orthogonal", "mica", "eva")
-"""First numbers of an adapter, as peft calls them, for which the base keeps its own."""
-
 SETTINGS_OF = {
     "LORA": {"trainable_token_indices", "ensure_weight_tying"},
     "ADALORA": {"trainable_token_indices", "ensure_weight_tying"},
@@ -38,12 +35,14 @@ class Method:
         names: Our settings -> its own names for them.
         fixed: What else it is told.
         low_rank: Its update is a product of matrices of rank r, which cannot be larger than the layer.
+        takes_conv1d: It knows the layers of GPT-2, which are no nn.Linear.
     """
 
     peft_type: str
     names: Mapping[str, str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     low_rank: bool = False
+    takes_conv1d: bool = True
 
 
 METHODS = {
@@ -53,11 +52,11 @@ METHODS = {
     "adalora": Method(
         "ADALORA", {"r": "target_r", "alpha": "lora_alpha", "dropout": "lora_dropout", "bias": "bias"}, low_rank=True
     ),
-    "loha": Method("LOHA", {"r": "r", "alpha": "alpha", "dropout": "rank_dropout"}),
-    "lokr": Method("LOKR", {"r": "r", "alpha": "alpha", "dropout": "rank_dropout"}),
+    "loha": Method("LOHA", {"r": "r", "alpha": "alpha", "dropout": "rank_dropout"}, takes_conv1d=False),
+    "lokr": Method("LOKR", {"r": "r", "alpha": "alpha", "dropout": "rank_dropout"}, takes_conv1d=False),
     "vera": Method("VERA", {"r": "r", "dropout": "vera_dropout", "bias": "bias"}),
-    "hra": Method("HRA", {"r": "r", "bias": "bias"}),
-    "miss": Method("MISS", {"r": "r", "dropout": "miss_dropout", "bias": "bias"}),
+    "hra": Method("HRA", {"r": "r", "bias": "bias"}, takes_conv1d=False),
+    "miss": Method("MISS", {"r": "r", "dropout": "miss_dropout", "bias": "bias"}, takes_conv1d=False),
     "ia3": Method("IA3", {}),
 }
 """`lora.method` -> how peft does it."""
@@ -116,13 +115,13 @@ def configure(model: nn.Module, config: LoraConfig, token_ids: Sequence[int], to
         values |= _budget(config.r, total_steps)
     if config.method == "ia3":
         values["feedforward_modules"] = [name for name in targets if name.rpartition(".")[2] in FEEDFORWARD]
-    if token_ids:
+    if token_ids and not any(_ends_with(end, name) for end in ends_of(model) for name in config.modules_to_save):
         if "trainable_token_indices" not in SETTINGS_OF.get(method.peft_type, ()):
             raise ConfigError(
                 [f"tokenizer.added_tokens: {config.method} does not learn new tokens"],
                 "--set lora.modules_to_save=embed_tokens, or --lora-method lora",
             )
-        values["trainable_token_indices"] = {name: list(token_ids) for name in _embeddings(model)}
+        values["trainable_token_indices"] = {name: list(token_ids) for name in ends_of(model)}
     return class_of(method.peft_type)(**values)
 
 
@@ -135,6 +134,12 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     inner = block_linears(model)
     if not inner:
         raise ConfigError(["lora: the base has no linear layers"], "use a base with nn.Linear layers")
+    if not METHODS[config.method].takes_conv1d:
+        inner = {name: module for name, module in inner.items() if isinstance(module, nn.Linear)}
+    if not inner:
+        raise ConfigError([f"lora.method {config.method}: cannot adapt the layers of this base"], "--lora-method lora")
+    if not config.target_modules:
+        raise ConfigError(["lora.target_modules: is empty"], "--lora-target-modules auto")
     chosen = _chosen(inner, config.target_modules)
     name, least = min(((n, min(_shape(module))) for n, module in chosen.items()), key=lambda found: found[1])
     if METHODS[config.method].low_rank and least < config.r:
@@ -200,7 +205,7 @@ def _budget(rank: int, total_steps: int) -> dict[str, int]:
     }
 
 
-def _embeddings(model: nn.Module) -> list[str]:
+def ends_of(model: nn.Module) -> list[str]:
     """The names of the embedding, and of the output head where that has numbers of its own."""
     embeddings = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     rows = max((module.num_embeddings for module in embeddings.values()), default=0)

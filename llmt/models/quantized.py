@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmt.errors import DeviceError, MissingPackageError
+from llmt.errors import ConfigError, DeviceError, MissingPackageError
 
 
 def require_4bit(device: str) -> Any:
@@ -37,10 +37,15 @@ def quantize_linears(model: Any, names: Iterable[str], layers: Any, dtype: torch
         names: Of the layers.
         layers: What `require_4bit` gave.
         dtype: Number format of the products.
+
+    Raises:
+        ConfigError: A layer is of another kind.
     """
     for name in sorted(names):
         owner, _, leaf = name.rpartition(".")
         plain = model.get_submodule(name)
+        if not isinstance(plain, nn.Linear):
+            raise ConfigError([f"lora.quantize: {name} is a {type(plain).__name__}, no nn.Linear"], "--quantize none")
         packed = layers.Linear4bit(
             plain.in_features, plain.out_features, bias=plain.bias is not None, compute_dtype=dtype, quant_type="nf4"
         )

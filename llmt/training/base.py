@@ -8,8 +8,9 @@ from llmt.checkpoints.runs import newest_finished, read_finished, resolve_model_
 from llmt.config.layers import Given, setting_of
 from llmt.config.load import parse_sets
 from llmt.config.run import TrainConfig
-from llmt.errors import BusyOutputError, MissingPackageError, UsageError
+from llmt.errors import BusyOutputError, MissingPackageError, ModelFileError, UsageError
 from llmt.models.hub import local_path
+from llmt.models.open import is_adapter
 
 _OTHER = ("model.huggingface", "model.custom")
 
@@ -43,7 +44,15 @@ def _named(asked: TrainConfig, base: str, *, resume: bool) -> Path:
         raise UsageError("base: it brings its own architecture", "leave model.huggingface and model.custom out")
     if resume and not asked.lora.enabled and not Path(base).expanduser().exists():
         return Path(base).expanduser()
-    return resolve_model_directory(local_path(base))
+    path = local_path(base)
+    if resume and not path.exists():
+        raise ModelFileError(f"{path}: the base of this run is not there any more", "--base ITS_NEW_PLACE")
+    if is_adapter(path):
+        raise ModelFileError(
+            f"{path}: is an adapter, and a base is a whole model",
+            f"llmt convert merge-lora {path}, and its result as --base",
+        )
+    return resolve_model_directory(path)
 
 
 def refuse_unread(asked: TrainConfig, base: Path | None, given: list[Given], sets: Sequence[str]) -> None:
@@ -76,8 +85,8 @@ def _is_brought(path: str) -> bool:
 
 
 def with_base(asked: TrainConfig, base: Path | None) -> TrainConfig:
-    """The configuration with its base written down, so that a resume finds the same one."""
-    return asked if base is None else asked.model_copy(update={"base": str(base)})
+    """The configuration with its base written down, so that a resume finds the same one from any folder."""
+    return asked if base is None else asked.model_copy(update={"base": str(base.resolve())})
 
 
 def spare(directory: Path, base: Path | None, asked: TrainConfig) -> None:

@@ -24,11 +24,12 @@ from llmt.data.ready import ReadyData
 from llmt.errors import DeviceError, MismatchError, ModelFileError, UsageError
 from llmt.models.apart import keeps_documents_apart
 from llmt.models.base import BaseLanguageModel
-from llmt.models.fresh import measured_shape
+from llmt.models.fresh import measured_shape, without_numbers
 from llmt.models.identity import weights_hash
 from llmt.models.llama import context_of, foreign_shape, is_llama, parse_llama_config
 from llmt.models.load import read_config
 from llmt.models.lora import LoraModel
+from llmt.models.peft_methods import configure, require_peft
 from llmt.models.quantized import require_4bit
 from llmt.models.transformer import TransformerLM
 from llmt.system.allocator import reuse_memory
@@ -135,6 +136,7 @@ def prepare(
         runtime: The processes that share the run; the first reads the text, and its decisions count.
 
     Raises:
+        ConfigError: An adapter does not fit the base.
         DeviceError: Something was asked for that this machine does not have.
         DataError: The text cannot be trained on.
         MismatchError: The checkpoint belongs to another run.
@@ -148,6 +150,8 @@ def prepare(
     torch.set_num_threads(choose_threads(config.threads, machine).value)
     going = resume if isinstance(resume, Going) else Going()
     checkpoint, damaged = _find_checkpoint(directory, going, runtime) if resume else (None, ())
+    if base is not None and checkpoint is None and config.lora.enabled:
+        _check_adapter(config, base)
     source = checkpoint.path if checkpoint is not None else base
     if checkpoint is not None and base is not None and not config.lora.enabled and not base.exists():
         base = checkpoint.path  # which is a whole model
@@ -504,6 +508,19 @@ def _workload(config: TrainConfig, corpus: Corpus, base: Path | None) -> Workloa
     trainable = _adapter_share(config, model, vocab_size) if config.lora.enabled else 1.0
     batch, length = config.training.per_device_train_batch_size, config.data.block_size
     return Workload(model, vocab_size, batch, length, trainable, counted)
+
+
+def _check_adapter(config: TrainConfig, base: Path) -> None:
+    """The adapter fits the layers of the base, before any text is read.
+
+    Raises:
+        ConfigError: It does not; names the layers that there are.
+        MissingPackageError: peft cannot be imported.
+    """
+    model = without_numbers(read_config(base), str(base))
+    if model is not None:
+        require_peft()
+        configure(model.core, config.lora, (), 1)
 
 
 def _adapter_share(config: TrainConfig, model: ModelConfig, vocab_size: int) -> float:

@@ -98,7 +98,11 @@ def _rounded(model: BaseLanguageModel, dtype: torch.dtype) -> tuple[BaseLanguage
 
 def _cast(model: BaseLanguageModel, dtype: torch.dtype) -> BaseLanguageModel:
     """The model with parameters in another precision, in place."""
-    kept = {name: b.clone() for name, b in model.named_buffers() if b.is_floating_point()}
+    kept = {
+        name: b.clone()
+        for name, b in model.named_buffers()
+        if b.is_floating_point() and type(model.get_submodule(name.rpartition(".")[0])).__name__ != "BufferDict"
+    }  # not what belongs to an adapter
     model.to(dtype)
     inner = model.base if isinstance(model, LoraModel) else model
     if isinstance(inner, HuggingFaceModelWrapper):  # its rotary frequencies are fp32 in every precision

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import fresh
 from peft import LoraConfig as PeftLoraConfig
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -92,6 +93,27 @@ def test_adapters_of_every_kind_on_one_base(base: Path, ids: Tensor, tmp_path: P
         several.choose(name)
         assert torch.equal(_logits(several.model, ids), alone[name]), name
         assert several.model.vocab_size == (103 if name == "grown" else 101)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_with_unlike_vocabularies(tmp_path: Path, ids: Tensor, tied: bool) -> None:
+    """On a model that transformers computes, which grows where it stands, each has its own number of tokens."""
+    base, ids = tmp_path / "base", ids % 61
+    fresh("qwen2", tie_word_embeddings=tied).save_pretrained(base)
+    folders = {}
+    for name, more in (("four", 4), ("two", 2), ("none", 0)):
+        grown = load_model(base)
+        if more:
+            grown.resize_token_embeddings(61 + more)
+        model = add_lora(grown, LoraConfig(enabled=True, r=2), token_ids=range(61, 61 + more))
+        folders[name] = _write(model, base, tmp_path / name, more)
+    alone = {name: _logits(load_adapter(load_model(base), folder), ids) for name, folder in folders.items()}
+    alone[BASE] = _logits(load_model(base), ids)
+    several = open_adapters(base, folders, "cpu")
+    for name in (*folders, BASE, "two", "four", "none", BASE):
+        several.choose(name)
+        assert torch.equal(_logits(several.model, ids), alone[name]), name
+        assert several.model.vocab_size == alone[name].shape[-1]
 
 
 def test_the_base_is_in_memory_once(base: Path, folders: dict[str, Path]) -> None:

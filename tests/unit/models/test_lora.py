@@ -271,6 +271,8 @@ def test_modules_of_another_architecture_that_are_trained_whole(ids: Tensor, tmp
     ({"modules_to_save": ("lm_head",)}, ("no other module is called lm_head", "embed_tokens")),
     ({"modules_to_save": ("q_proj",)}, ("no other module is called q_proj", "embed_tokens")),
     ({"target_modules": ("model.layers.7.*",)}, ("called model.layers.7.*", "down_proj")),
+    ({"target_modules": ()}, ("is empty", "auto")),
+    ({"method": "miss", "r": 40}, ("lora.method miss", "--lora-method lora")),
 ], ids=str)  # fmt: skip
 def test_what_a_base_cannot_have(base: Path, settings: dict[str, Any], said: tuple[str, ...]) -> None:
     """A rank above a layer's, and modules that are not there, are refused with exit code 2 and what there is."""
@@ -282,12 +284,50 @@ def test_what_a_base_cannot_have(base: Path, settings: dict[str, Any], said: tup
 
 @pytest.mark.parametrize("settings", [
     {"method": "ia3", "r": 4}, {"method": "vera", "alpha": 32}, {"method": "miss", "init": "pissa"},
-    {"init": "orthogonal", "r": 3}, {"init": "pissa", "quantize": "4bit"}, {"r": 0},
+    {"init": "orthogonal", "r": 3}, {"init": "pissa", "quantize": "4bit"}, {"r": 0}, {"method": "hra", "r": 3},
+    {"method": "hra", "r": 4, "quantize": "4bit"},
 ], ids=str)  # fmt: skip
 def test_settings_that_a_method_has_not(settings: dict[str, Any]) -> None:
     """A setting that a method would not read, or that cannot be, is refused, and the method's own are not."""
     with pytest.raises(ValidationError):
         LoraConfig(enabled=True, **settings)
+
+
+@pytest.mark.parametrize("method", ["loha", "lokr", "hra", "miss"])
+def test_layers_that_a_method_cannot_adapt(ids: Tensor, tmp_path: Path, method: str) -> None:
+    """GPT-2 has none of the layers that these know, which is said with exit code 2."""
+    fresh("gpt2").save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ConfigError, match="cannot adapt the layers") as caught:
+        _adapted(tmp_path / "gpt2", method=method, r=2)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", ["lora", "vera"])
+def test_new_tokens_with_the_whole_embedding(make: Make, ids: Tensor, tmp_path: Path, tied: bool, method: str) -> None:
+    """Where the embedding is trained whole, new tokens are part of it, and an opened adapter has room for them."""
+    make(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    grown = load_model(tmp_path / "base")
+    grown.resize_token_embeddings(103)
+    asked = ("embed_tokens",) if tied else ("embed_tokens", "lm_head")
+    config = LoraConfig(enabled=True, method=method, modules_to_save=asked)
+    model = add_lora(grown, config, token_ids=(101, 102)).eval()
+    ids[:, ::5], ids[:, 1::5] = 101, 102
+    _train(model, ids)
+    adapter = _save(model, tmp_path / "base", tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(load_adapter(load_model(tmp_path / "base"), adapter).eval()(ids), model(ids))
+
+
+def test_other_modules_of_a_tied_base(base: Path, ids: Tensor, tmp_path: Path) -> None:
+    """A norm that is trained whole is kept, though the base has one matrix for both ends."""
+    model = _adapted(base, modules_to_save=("norm",))
+    _train(model, ids)
+    adapter = _save(model, base, tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(load_adapter(load_model(base), adapter).eval()(ids), model(ids))
+        theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+        assert torch.allclose(theirs(input_ids=ids).logits, model(ids), atol=1e-5)
 
 
 def test_four_bits_are_for_cuda(base: Path) -> None:
@@ -405,16 +445,50 @@ def test_adapter_on_another_architecture(ids: Tensor, tmp_path: Path) -> None:
         assert torch.equal(ours(ids), expected)
 
 
+NEVER_ENDS = "(([a-z_.0-9]+)*)+X"
+
+
 @pytest.mark.parametrize("change", [
-    {"target_modules": None}, {"target_modules": [1.5]}, {"r": "x"}, {"bias": "v_proj"},
-    {"lora_dropout": "much"},
+    {"r": "x"}, {"r": 3_000_000}, {"r": 0}, {"r": True}, {"bias": "v_proj"}, {"bias": ["none"]},
+    {"lora_dropout": "much"}, {"lora_alpha": float("nan")}, {"rank_pattern": {"q_proj": 3_000_000}},
+    {"rank_pattern": {NEVER_ENDS: 2}}, {"modules_to_save": [NEVER_ENDS]}, {"modules_to_save": "embed_tokens"},
+    {"layer_replication": [[0, 2]] * 2000}, {"init_lora_weights": "pissa_niter_1000000"},
+    {"megatron_config": {"a": 1}}, {"alora_invocation_tokens": [1]}, {"use_qalora": True}, {"loftq_config": {"b": 1}},
+    {"peft_type": ["LORA"]}, {"peft_type": {}}, {"peft_type": "XLORA"}, {"use_dora": "yes"},
 ], ids=str)  # fmt: skip
 def test_a_configuration_that_describes_no_adapter(base: Path, tmp_path: Path, change: dict[str, object]) -> None:
-    """Values that peft fails over in its own ways are a damaged file."""
+    """What peft would fail over, hang on, import or fill the memory with is a damaged file."""
     model = add_lora(load_model(base), LoraConfig(r=2))
     with staged_directory(tmp_path / "adapter", extra=None) as staged:
         write_adapter(staged, model, base)
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ModelFileError, match="describes no adapter"):
+    with pytest.raises(ModelFileError) as caught:
         load_adapter(load_model(base), tmp_path / "adapter")
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("change", [
+    {"target_modules": NEVER_ENDS}, {"target_modules": None}, {"exclude_modules": NEVER_ENDS}, {"layers_pattern": "("},
+    {"auto_mapping": {"parent_library": "os", "base_model_class": "system"}}, {"megatron_core": "evil.module"},
+    {"base_model_name_or_path": "owner/elsewhere"}, {"init_lora_weights": "gaussian"},
+], ids=str)  # fmt: skip
+def test_what_a_configuration_says_is_not_followed(
+    base: Path, ids: Tensor, tmp_path: Path, change: dict[str, object]
+) -> None:
+    """Layers are known by their tensors, nothing is imported, and the base is the one that was opened."""
+    model = _adapted(base)
+    _train(model, ids)
+    adapter = _save(model, base, tmp_path / "adapter")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with torch.no_grad():
+        assert torch.equal(load_adapter(load_model(base), adapter).eval()(ids), model(ids))
+
+
+def test_a_configuration_without_end(base: Path, tmp_path: Path) -> None:
+    """Brackets in brackets, deeper than a parser goes, are a damaged file."""
+    adapter = _save(_adapted(base), base, tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text("[" * 200_000)
+    with pytest.raises(ModelFileError):
+        load_adapter(load_model(base), adapter)

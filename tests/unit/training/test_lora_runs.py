@@ -48,6 +48,26 @@ def test_resume_of_an_adapter_is_exact(lab: Any, base: Path, precision: str, met
     assert _hashes(base) == files
 
 
+@pytest.mark.parametrize("more", [{}, {"training__ema_decay": 0.5}], ids=str)
+def test_resume_with_a_module_trained_whole(lab: Any, base: Path, more: dict[str, Any]) -> None:
+    """The embedding, which the base's output head is too, goes on bit for bit."""
+    config = _config(lab, lora__modules_to_save=["embed_tokens"], training__precision="bf16", **more)
+    whole = lab.run(config, "whole", base=base)
+    lab.run(config, "parts", base=base, stop_after=2)
+    assert lab.run(config, "parts", base=base, resume=True).weights == whole.weights
+
+
+def test_a_shared_projection_on_another_architecture(lab: Any) -> None:
+    """VeRA's random matrices have the precision of the run, and a resume goes on bit for bit."""
+    shape = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    lab.run(lab.config(training__max_steps=2, model={"huggingface": shape}), "base", publish=True)
+    config = _config(lab, lora__method="vera", training__precision="bf16")
+    whole = lab.run(config, "whole", base=lab.root / "base")
+    lab.run(config, "parts", base=lab.root / "base", stop_after=2)
+    assert lab.run(config, "parts", base=lab.root / "base", resume=True).weights == whole.weights
+
+
 def test_adalora_spends_its_ranks(lab: Any, base: Path) -> None:
     """A third of the ranks that it begins with are gone at the end, and not equally many in each layer; the sides of
     its updates have become nearly orthogonal, as its penalty asks.
