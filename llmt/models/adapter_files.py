@@ -7,7 +7,7 @@ is given the fields that are known here, in their types and bounds, and the laye
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,7 @@ def checked_fields(
         ModelFileError: A field has an impossible value, or means something that is not done here.
     """
     largest = max([_LARGEST_RANK, *(size for tensor in tensors.values() for size in tensor.shape)])
-    layers = sorted({match[1] for name in tensors if (match := _LAYER.match(name))})
-    if not layers:
-        raise ModelFileError(f"{path.parent / layout.ADAPTER_MODEL}: holds no tensors of an adapter", AGAIN)
+    layers = _layers(tensors, path)
     found: dict[str, Any] = {"target_modules": layers}
     for name, value in values.items():
         if name in _SAID_ELSEWHERE or name not in fields or value in (_default(fields[name]), [], {}):
@@ -108,27 +106,31 @@ def checked_fields(
     return found
 
 
+def _layers(tensors: Mapping[str, Tensor], path: Path) -> list[str]:
+    """The layers that have an adapter, by the names of its tensors."""
+    layers = sorted({match[1] for name in tensors if (match := _LAYER.match(name))})
+    if not layers:
+        raise ModelFileError(f"{path.parent / layout.ADAPTER_MODEL}: holds no tensors of an adapter", AGAIN)
+    return layers
+
+
 def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _check_of(name: str, largest: int) -> Callable[[Any], bool] | None:
     """What a value of a field has to pass; None where the field is not known."""
-    if name in _RANKS:
-        return lambda value: _is_whole(value) and 0 < value <= largest
-    if name in _COUNTS:
-        return lambda value: _is_whole(value) and abs(value) < 1 << 62
-    if name in _NUMBERS:
-        return _is_number
-    if name in _FLAGS:
-        return lambda value: isinstance(value, bool)
-    if name in _NAMES:
-        return lambda value: isinstance(value, list) and all(map(_is_plain, value))
-    if name in _PATTERNS:
-        return lambda value: _is_pattern(value, largest if name == "rank_pattern" else math.inf)
-    if name in _WORDS:
-        return lambda value: isinstance(value, str | bool) and value in _WORDS[name]
-    return None
+    most = largest if name == "rank_pattern" else math.inf
+    checks: tuple[tuple[Container[str], Callable[[Any], bool]], ...] = (
+        (_RANKS, lambda value: _is_whole(value) and 0 < value <= largest),
+        (_COUNTS, lambda value: _is_whole(value) and abs(value) < 1 << 62),
+        (_NUMBERS, _is_number),
+        (_FLAGS, lambda value: isinstance(value, bool)),
+        (_NAMES, lambda value: isinstance(value, list) and all(map(_is_plain, value))),
+        (_PATTERNS, lambda value: _is_pattern(value, most)),
+        (_WORDS, lambda value: isinstance(value, str | bool) and value in _WORDS[name]),
+    )
+    return next((check for names, check in checks if name in names), None)
 
 
 def _is_whole(value: Any) -> bool:

@@ -106,23 +106,35 @@ def configure(model: nn.Module, config: LoraConfig, token_ids: Sequence[int], to
         **method.fixed,
         **{method.names[name]: value for name, value in asked.items() if name in method.names},
     }
-    if config.modules_to_save and _is_tied_elsewhere(model):
-        if "ensure_weight_tying" not in SETTINGS_OF.get(method.peft_type, ()):
-            what = f"lora.modules_to_save: {config.method} cannot train what the output head shares"
-            raise ConfigError([what], "--lora-method lora")
-        values["ensure_weight_tying"] = True
     if config.method == "adalora":
         values |= _budget(config.r, total_steps)
     if config.method == "ia3":
         values["feedforward_modules"] = [name for name in targets if name.rpartition(".")[2] in FEEDFORWARD]
-    if token_ids and not any(_ends_with(end, name) for end in ends_of(model) for name in config.modules_to_save):
-        if "trainable_token_indices" not in SETTINGS_OF.get(method.peft_type, ()):
+    return class_of(method.peft_type)(**values, **_of_ends(model, config, token_ids))
+
+
+def _of_ends(model: nn.Module, config: LoraConfig, token_ids: Sequence[int]) -> dict[str, Any]:
+    """What is trained of the embedding and of the output head beside the layers of the blocks.
+
+    Raises:
+        ConfigError: The method cannot do it.
+    """
+    values: dict[str, Any] = {}
+    known = SETTINGS_OF.get(METHODS[config.method].peft_type, set())
+    whole = any(_ends_with(end, name) for end in ends_of(model) for name in config.modules_to_save)
+    if config.modules_to_save and _is_tied_elsewhere(model):
+        if "ensure_weight_tying" not in known:
+            what = f"lora.modules_to_save: {config.method} cannot train what the output head shares"
+            raise ConfigError([what], "--lora-method lora")
+        values["ensure_weight_tying"] = True
+    if token_ids and not whole:
+        if "trainable_token_indices" not in known:
             raise ConfigError(
                 [f"tokenizer.added_tokens: {config.method} does not learn new tokens"],
                 "--set lora.modules_to_save=embed_tokens, or --lora-method lora",
             )
         values["trainable_token_indices"] = {name: list(token_ids) for name in ends_of(model)}
-    return class_of(method.peft_type)(**values)
+    return values
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:

@@ -150,8 +150,7 @@ def prepare(
     torch.set_num_threads(choose_threads(config.threads, machine).value)
     going = resume if isinstance(resume, Going) else Going()
     checkpoint, damaged = _find_checkpoint(directory, going, runtime) if resume else (None, ())
-    if base is not None and checkpoint is None and config.lora.enabled:
-        _check_adapter(config, base)
+    _check_adapter(config, base, checkpoint)
     source = checkpoint.path if checkpoint is not None else base
     if checkpoint is not None and base is not None and not config.lora.enabled and not base.exists():
         base = checkpoint.path  # which is a whole model
@@ -510,14 +509,16 @@ def _workload(config: TrainConfig, corpus: Corpus, base: Path | None) -> Workloa
     return Workload(model, vocab_size, batch, length, trainable, counted)
 
 
-def _check_adapter(config: TrainConfig, base: Path) -> None:
-    """The adapter fits the layers of the base, before any text is read.
+def _check_adapter(config: TrainConfig, base: Path | None, checkpoint: Checkpoint | None) -> None:
+    """A fresh adapter fits the layers of the base, before any text is read.
 
     Raises:
         ConfigError: It does not; names the layers that there are.
         MissingPackageError: peft cannot be imported.
     """
-    model = without_numbers(read_config(base), str(base))
+    model = None
+    if base is not None and checkpoint is None and config.lora.enabled:
+        model = without_numbers(read_config(base), str(base))
     if model is not None:
         require_peft()
         configure(model.core, config.lora, (), 1)
