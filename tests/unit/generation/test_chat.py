@@ -13,7 +13,9 @@ from torch import Tensor
 
 from llmt.checkpoints.atomic import staged_directory
 from llmt.config.lora import LoraConfig
-from llmt.data.chat import CHATML
+from llmt.config.model import ModelConfig
+from llmt.data.chat import CHATML, ChatWriter, Ending
+from llmt.data.encode import DocumentEncoder, Encoded
 from llmt.errors import DataError, ModelFileError, UsageError
 from llmt.generation import chat as chat_module
 from llmt.generation.chat import AnswerCut, Chat, Exchange, Manner, Speaker, Speakers
@@ -23,7 +25,7 @@ from llmt.models.adapters import open_adapters
 from llmt.models.load import load_model
 from llmt.models.lora import add_lora, write_adapter
 from llmt.models.transformer import TransformerLM
-from llmt.text.documents import Message
+from llmt.text.documents import Document, Message
 from llmt.text.prompts import CHAT_TEMPLATES
 from llmt.tokenizers.base import Tokenizer
 
@@ -131,6 +133,57 @@ def test_an_ending_that_is_text_ends_an_answer(chatml: Speaker, scripted: Script
     assert "".join(_chat(_model(), chatml, 6).ask("?")) == "yes"
 
 
+ROLES = "{% for m in messages %}{{ m.role | capitalize + ': ' + m.content + '\n' }}{% endfor %}"
+"""No control token ends a turn, only white space."""
+
+
+def _learnt(tokenizer: Tokenizer, template: str, talks: Sequence[Sequence[Message]]) -> TransformerLM:
+    """A model that knows the answers of these conversations by heart, and nothing else."""
+    shape = ModelConfig(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+    torch.manual_seed(0)
+    model = TransformerLM(shape, tokenizer.vocab_size, 256)
+    end = tokenizer.eos_token_id
+    rows = []
+    with (
+        ChatWriter(tokenizer, template=template).open() as render,
+        DocumentEncoder(tokenizer, 1, train_on_prompt=False, render=render) as encoder,
+    ):
+        documents = [(Document("", "talk", messages=tuple(talk)), None) for talk in talks]
+        for _, _, encoded in next(encoder.encode([documents])):
+            assert isinstance(encoded, Encoded)
+            ids = [end, *(token for piece in encoded.pieces for token in piece.ids)]
+            learnt = [*(piece.learnt for piece in encoded.pieces for _ in piece.ids), encoded.end_learnt]
+            labels = [token if is_learnt else -100 for token, is_learnt in zip([*ids[1:], end], learnt, strict=True)]
+            rows.append((torch.tensor([ids]), torch.tensor([labels])))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        for ids, labels in rows:
+            loss = model.loss(ids, labels)
+            (loss.nats / loss.tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def test_an_answer_that_white_space_ends_ends_by_itself(tokenizer: Tokenizer) -> None:
+    """It was learnt that nothing follows it: the words come whole, lines and all, long before the longest answer."""
+    talks = [
+        [("user", "one"), ("assistant", "first\n\nsecond")],
+        [("user", "two"), ("assistant", "2"), ("user", "more"), ("assistant", "22")],
+        [("user", "six"), ("assistant", "half a dozen")],
+    ]
+    said = [[Message(*turn) for turn in talk] for talk in talks]
+    model = _learnt(tokenizer, ROLES, said)
+    speaker = Speaker(tokenizer, ROLES)
+    for talk in said:
+        chat = _chat(model, speaker, 60)
+        for question, answer in zip(talk[::2], talk[1::2], strict=True):
+            exchange = chat.ask(question.content)
+            assert "".join(exchange) == answer.content
+            assert exchange.tokens == len(tokenizer.encode(answer.content + "\n"))
+    speaker.close()
+
+
 def test_a_control_token_ends_an_answer(tokenizer: Tokenizer, tmp_path: Path, scripted: Scripted) -> None:
     """It is not given, and neither is the text that the template writes before it; within an answer that is."""
     template = (
@@ -148,12 +201,14 @@ def test_a_control_token_ends_an_answer(tokenizer: Tokenizer, tmp_path: Path, sc
 
 @given(
     text=st.text("<|>ab ", max_size=40), lead=st.sampled_from(["", " ", "ab"]),
-    ending=st.sampled_from(["<|a|>", "", "aab", " <"]), sizes=st.lists(st.integers(1, 5), min_size=40, max_size=40),
-    stopped=st.booleans(),
+    ending=st.sampled_from(["<|a|>", "", "aab", " <"]), blank=st.sampled_from(["", " ", "a "]),
+    sizes=st.lists(st.integers(1, 5), min_size=40, max_size=40), stopped=st.booleans(),
 )  # fmt: skip
-def test_what_is_given_is_certain(text: str, lead: str, ending: str, sizes: list[int], *, stopped: bool) -> None:
+def test_what_is_given_is_certain(
+    text: str, lead: str, ending: str, blank: str, sizes: list[int], *, stopped: bool
+) -> None:
     """However a text comes in pieces, its answer is what stands before the ending, and no piece is ever too much."""
-    cut = AnswerCut(lead, ending, frozenset(), ends_with_text=True)
+    cut = AnswerCut(lead, Ending(ending, None, blank), frozenset())
     given_so_far, place = "", 0
     for size in sizes:
         if cut.ended or place >= len(text):
@@ -168,11 +223,11 @@ def test_what_is_given_is_certain(text: str, lead: str, ending: str, sizes: list
     assert whole.startswith(given_so_far)
     rest = cut.finish(stopped=stopped)
     if stopped and len(text) >= len(lead):
-        assert given_so_far + rest == expected
+        assert given_so_far + rest == expected.removesuffix(blank)
     elif not stopped:
         assert rest == ""
         held = whole[len(given_so_far) :]
-        assert ending.startswith(held) or lead.startswith(text)
+        assert ending.startswith(held) or blank.startswith(held) or lead.startswith(text)
 
 
 def test_an_interrupted_answer_stays_as_far_as_it_came(
