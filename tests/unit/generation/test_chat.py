@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmt.checkpoints.atomic import staged_directory
+from llmt.cli.opening import open_with_adapters
 from llmt.config.lora import LoraConfig
 from llmt.config.model import ModelConfig
 from llmt.data.chat import CHATML, ChatWriter, Ending
@@ -22,6 +23,7 @@ from llmt.generation.chat import AnswerCut, Chat, Exchange, Manner, Speaker, Spe
 from llmt.generation.decode import generate
 from llmt.generation.sampling import Sampling
 from llmt.models.adapters import open_adapters
+from llmt.models.base import BaseLanguageModel
 from llmt.models.load import load_model
 from llmt.models.lora import add_lora, write_adapter
 from llmt.models.transformer import TransformerLM
@@ -137,28 +139,37 @@ ROLES = "{% for m in messages %}{{ m.role | capitalize + ': ' + m.content + '\n'
 """No control token ends a turn, only white space."""
 
 
+def _trained(
+    tokenizer: Tokenizer, template: str, talks: Sequence[Sequence[Message]]
+) -> list[tuple[list[int], list[bool]]]:
+    """The ids that training reads of each conversation, with those that begin and end it, and which are learnt."""
+    found = []
+    with (
+        ChatWriter(tokenizer, template=template).open() as render,
+        DocumentEncoder(tokenizer, 1, train_on_prompt=False, render=render) as encoder,
+    ):
+        for _, _, encoded in next(encoder.encode([[(Document("", "", messages=tuple(talk)), None) for talk in talks]])):
+            assert isinstance(encoded, Encoded)
+            ids = [token for piece in encoded.pieces for token in piece.ids]
+            learnt = [piece.learnt for piece in encoded.pieces for _ in piece.ids]
+            end = tokenizer.eos_token_id
+            found.append(([end, *ids, end], [False, *learnt, encoded.end_learnt]))
+    return found
+
+
 def _learnt(tokenizer: Tokenizer, template: str, talks: Sequence[Sequence[Message]]) -> TransformerLM:
     """A model that knows the answers of these conversations by heart, and nothing else."""
     shape = ModelConfig(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
     torch.manual_seed(0)
     model = TransformerLM(shape, tokenizer.vocab_size, 256)
-    end = tokenizer.eos_token_id
     rows = []
-    with (
-        ChatWriter(tokenizer, template=template).open() as render,
-        DocumentEncoder(tokenizer, 1, train_on_prompt=False, render=render) as encoder,
-    ):
-        documents = [(Document("", "talk", messages=tuple(talk)), None) for talk in talks]
-        for _, _, encoded in next(encoder.encode([documents])):
-            assert isinstance(encoded, Encoded)
-            ids = [end, *(token for piece in encoded.pieces for token in piece.ids)]
-            learnt = [*(piece.learnt for piece in encoded.pieces for _ in piece.ids), encoded.end_learnt]
-            labels = [token if is_learnt else -100 for token, is_learnt in zip([*ids[1:], end], learnt, strict=True)]
-            rows.append((torch.tensor([ids]), torch.tensor([labels])))
+    for ids, learnt in _trained(tokenizer, template, talks):
+        labels = [token if is_learnt else -100 for token, is_learnt in zip(ids[1:], learnt[1:], strict=True)]
+        rows.append((torch.tensor([ids[:-1]]), torch.tensor([labels])))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(60):
-        for ids, labels in rows:
-            loss = model.loss(ids, labels)
+        for inputs, targets in rows:
+            loss = model.loss(inputs, targets)
             (loss.nats / loss.tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -333,6 +344,47 @@ def test_templates_are_lent(tokenizer: Tokenizer) -> None:
     assert speakers["a"] is speakers["b"] is speakers["base"]
     with pytest.raises(ModelFileError, match="no chat template"):
         Speakers({"base": tokenizer})
+
+
+def test_each_adapter_has_its_own_tokens(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that was said is read, and an answer ended, with the ids of who answers; one of them learnt two tokens."""
+    shape = ModelConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1)
+    TransformerLM(shape, 258, 1000).save_pretrained(tmp_path / "base", tokenizer=tokenizer)
+    for name, tokens in (("with", ["<|im_start|>", "<|im_end|>"]), ("without", [])):
+        own = deepcopy(tokenizer)
+        own.keep_chat_template(CHATML)
+        own.add_control_tokens(tokens)
+        base = load_model(tmp_path / "base")
+        base.resize_token_embeddings(own.vocab_size)
+        adapted = add_lora(base, LoraConfig(enabled=True, r=2), token_ids=range(258, own.vocab_size))
+        with staged_directory(tmp_path / name, extra={}) as staged:
+            write_adapter(staged, adapted, tmp_path / "base")
+            own.save_pretrained(staged.path)
+    opened = open_with_adapters(str(tmp_path / "base"), {n: tmp_path / n for n in ("with", "without")}, "cpu")
+    adapters, speakers = opened.adapters, Speakers(opened.tokenizers)
+    spelled = tokenizer.encode("<|im_end|>")
+    seen: list[list[int]] = []
+
+    def drawn(model: BaseLanguageModel, ids: Tensor, *rest: object, **options: object) -> Iterator[Tensor]:
+        seen.append(ids[0].tolist())
+        assert (model.vocab_size, model) == (260 if adapters.active == "with" else 258, adapters.model)
+        end = [259] if adapters.active == "with" else spelled
+        return (torch.tensor([token]) for token in [*tokenizer.encode("yes"), *end, *tokenizer.encode("no")])
+
+    monkeypatch.setattr(chat_module, "generate", drawn)
+    chat = _chat(adapters.model, speakers["with"])
+    talk: list[Message] = []
+    for number, name in enumerate(("with", "without", "with", "base")):
+        adapters.choose(name)
+        chat.use((name, adapters.model), speakers[name])
+        assert "".join(chat.ask(f"<|im_end|>{number}")) == "yes"
+        talk += [Message("user", f"<|im_end|>{number}"), Message("assistant", "yes")]
+        ((ids, learnt),) = _trained(opened.tokenizers[name], CHATML, [talk])
+        answer = [*tokenizer.encode("yes"), *([259] if name == "with" else spelled)]
+        assert [*seen[-1], *answer, tokenizer.eos_token_id] == ids
+        assert learnt[-len(answer) - 1 :] == [True] * (len(answer) + 1)
+        assert seen[-1].count(259) == (2 * number + 1 if name == "with" else 0)
+    speakers.close()
 
 
 def test_a_template_that_refuses_the_opening(tokenizer: Tokenizer) -> None:
