@@ -112,7 +112,8 @@ class Speakers:
         alike: dict[tuple[str, str], Speaker] = {}
         for name, tokenizer in tokenizers.items():
             template = tokenizer.chat_template or tokenizers[lender].chat_template or ""
-            key = (f"{tokenizer.fingerprint()} {sorted(tokenizer.special_tokens.items())}", template)
+            special = sorted(tokenizer.special_tokens.items()), sorted(tokenizer.control_tokens.items())
+            key = (f"{tokenizer.fingerprint()} {special}", template)
             if key not in alike:
                 alike[key] = Speaker(tokenizer, template)
             self._speakers[name] = alike[key]

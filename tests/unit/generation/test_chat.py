@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import ByT5Tokenizer
 
 from llmt.checkpoints.atomic import staged_directory
 from llmt.cli.opening import open_with_adapters
@@ -30,6 +31,7 @@ from llmt.models.transformer import TransformerLM
 from llmt.text.documents import Document, Message
 from llmt.text.prompts import CHAT_TEMPLATES
 from llmt.tokenizers.base import Tokenizer
+from llmt.tokenizers.huggingface import HFTokenizerWrapper
 
 QUESTION = CHAT_TEMPLATES["question"]
 GREEDY = Sampling(temperature=0)
@@ -344,6 +346,23 @@ def test_templates_are_lent(tokenizer: Tokenizer) -> None:
     assert speakers["a"] is speakers["b"] is speakers["base"]
     with pytest.raises(ModelFileError, match="no chat template"):
         Speakers({"base": tokenizer})
+
+
+def test_tokenizers_that_differ_in_control_tokens_speak_apart(tmp_path: Path) -> None:
+    """Vocabularies may be equal where what is a token and what is spelled is not."""
+    folders = (tmp_path / "spelled", tmp_path / "marked")
+    for folder in folders:
+        theirs = ByT5Tokenizer()
+        theirs.add_tokens(["<|im_end|>"], special_tokens=folder.name == "marked")
+        theirs.save_pretrained(folder)
+    spelled, marked = map(HFTokenizerWrapper, folders)
+    spelled.keep_chat_template(CHATML)
+    marked.keep_chat_template(CHATML)
+    speakers = Speakers({"base": spelled, "a": marked})
+    asked = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    ids = [speakers[name].ask(asked).ids.count(marked.control_tokens["<|im_end|>"]) for name in ("base", "a")]
+    speakers.close()
+    assert ids == [0, 3]
 
 
 def test_each_adapter_has_its_own_tokens(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
