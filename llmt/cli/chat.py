@@ -1,5 +1,6 @@
 """`llmt generate --chat`: a conversation in the terminal, or of the turns in a pipe."""
 
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -32,10 +33,10 @@ def talk(out: Output, opened: OpenedSet, manner: "Manner", system: str | None, r
         opened: What can answer.
         manner: How answers are drawn.
         system: Opens the conversation.
-        record: Gets every exchange that is not taken back.
+        record: Gets every exchange that is not taken back, the last as far as it came, however this ends.
 
     Raises:
-        DataError: The template refuses the opening of a conversation, or the input is not UTF-8.
+        DataError: The template refuses the opening of a conversation.
         ModelFileError: There is no chat template.
         Stopped: A signal came, and not while an answer was written; or another one than Ctrl-C.
         UsageError: The longest answer leaves no room in the context.
@@ -80,19 +81,24 @@ class _Conversation:
         for line in self._lines():
             if line.strip() == "/exit":
                 return
-            if line.startswith("/"):
-                self._obey(line)
-            elif line.strip():
-                self._answer(line)
+            try:
+                line.encode()
+            except UnicodeEncodeError:
+                encoding = (sys.stdin.encoding or "UTF-8").upper()
+                message = f"standard input: a turn with bytes that are not {encoding}, which is not taken"
+                self._out.error(DataError(message, f"type it as {encoding}"))
+                continue
+            self._heed(line)
 
     def _lines(self) -> Iterator[str]:
+        # As surrogates stray bytes reach the line that they stand in, where an error would lose the lines around it.
+        if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "surrogateescape":
+            sys.stdin.reconfigure(errors="surrogateescape")
         while sys.stdin is not None:
             if self._is_typed:
                 self._out.mark(f"{self._adapters.active}> ")
             try:
                 line = sys.stdin.readline()
-            except UnicodeDecodeError as error:
-                raise DataError(f"standard input: {error.reason} in a turn", "type it as UTF-8") from None
             except Stopped:
                 self._end_line()
                 raise
@@ -104,6 +110,18 @@ class _Conversation:
     def _end_line(self) -> None:
         if self._is_typed:
             self._out.mark("\n")
+
+    def _heed(self, line: str) -> None:
+        """Obey a command or answer a turn; who types a word with a slash meant a command."""
+        words = line.split()
+        if line.startswith("/") and self._obey(line):
+            return
+        if self._is_typed and line.startswith("//"):
+            self._answer(line[1:])
+        elif self._is_typed and line.startswith("/") and len(words) == 1:
+            self._out.say(f"{line}: no such command; there are {', '.join(_COMMANDS)}; // begins a turn with /")
+        elif words:
+            self._answer(line)
 
     def _answer(self, prompt: str) -> None:
         before = len(self._chat.exchanges)
@@ -120,14 +138,13 @@ class _Conversation:
                 raise
             forget_signal()
             is_stopped = True
+        finally:
+            self._record += [_values(exchange) for exchange in self._chat.exchanges[before:]]
         if is_stopped and len(self._chat.exchanges) == before:
             self._out.say("stopped, and the turn is not taken")
             return
-        exchange = self._chat.exchanges[-1]
-        values = {"adapter": exchange.adapter, "prompt": prompt, "text": exchange.text, "tokens": exchange.tokens}
-        self._record.append(values)
         if self._out.as_json:
-            self._out.json(values)
+            self._out.json(self._record[-1])
             self._out.flush()
         else:
             self._out.stream("\n")
@@ -142,7 +159,8 @@ class _Conversation:
             self._has_said_left_out = True
         return exchange
 
-    def _obey(self, line: str) -> None:
+    def _obey(self, line: str) -> bool:
+        """Do what a command says; whether it is one."""
         command, _, argument = line.strip().partition(" ")
         alone: dict[str, Callable[[], None]] = {
             "/adapters": self._list, "/undo": self._undo, "/reset": self._reset, "/help": self._help,
@@ -151,8 +169,11 @@ class _Conversation:
             alone[command]()
         elif command == "/adapter" and argument.strip():
             self._switch(argument.strip())
+        elif command == "/adapter":
+            self._out.say(f"/adapter: which? there are {', '.join(self._adapters.folders)}")
         else:
-            self._out.say(f"{line}: no such command; there are {', '.join(_COMMANDS)}")
+            return False
+        return True
 
     def _list(self) -> None:
         for name, folder in self._adapters.folders.items():
@@ -188,3 +209,10 @@ class _Conversation:
         name = self._adapters.active
         if name in self._speakers.borrowed:
             self._out.say(f"{name} has no chat template; that of {self._speakers.borrowed[name]} is taken")
+
+
+def _values(exchange: "Exchange") -> dict[str, Any]:
+    """What is kept of an exchange."""
+    return {
+        "adapter": exchange.adapter, "prompt": exchange.prompt, "text": exchange.text, "tokens": exchange.tokens,
+    }  # fmt: skip

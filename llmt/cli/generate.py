@@ -41,23 +41,37 @@ def generate(out: Output, given: list[Given], model: Model) -> None:
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty)
     written: list[dict[str, Any]] = []
     if settings.chat:
-        from llmt.cli.chat import talk
-        from llmt.generation.chat import Manner
-
-        try:
-            talk(out, opened, Manner(sampling, settings.max_new_tokens, settings.seed), settings.system, written)
-        except Stopped as stop:
-            _save(settings.output, written)
-            if settings.output is None:
-                raise
-            message = f"stopped, what was said is in {settings.output}"
-            raise Interrupted(message, "the same command begins another conversation", stop.signum) from None
-    else:
-        for prompt in prompts or [_piped()]:
-            written += _continued(out, opened, prompt, sampling, settings)
-        if out.as_json:
-            out.json({"results": written})
+        _talk(out, opened, sampling, settings)
+        return
+    for prompt in prompts or [_piped()]:
+        written += _continued(out, opened, prompt, sampling, settings)
+    if out.as_json:
+        out.json({"results": written})
     _save(settings.output, written)
+
+
+def _talk(out: Output, opened: OpenedSet, sampling: "Sampling", settings: GenerateSettings) -> None:
+    """A conversation; the file gets what was said, whatever ends it.
+
+    Raises:
+        Interrupted: A signal ended it, and what was said is in the file.
+    """
+    from llmt.cli.chat import talk
+    from llmt.generation.chat import Manner
+
+    said: list[dict[str, Any]] = []
+    is_whole = False
+    try:
+        talk(out, opened, Manner(sampling, settings.max_new_tokens, settings.seed), settings.system, said)
+        is_whole = True
+    except Stopped as stop:
+        if settings.output is None or not said:
+            raise
+        message = f"stopped, what was said is in {settings.output}"
+        raise Interrupted(message, "the same command begins another conversation", stop.signum) from None
+    finally:
+        if is_whole or said:
+            _save(settings.output, said)
 
 
 def _require_sense(settings: GenerateSettings) -> None:
@@ -106,7 +120,8 @@ def _save(output: str | None, written: Sequence[dict[str, Any]]) -> None:
         from llmt.checkpoints.files import write_text_atomic
 
         lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in written]
-        write_text_atomic(Path(output), "".join(lines))
+        # A stray byte of the command line is a lone surrogate, which UTF-8 cannot hold and JSON can spell so.
+        write_text_atomic(Path(output), "".join(lines).encode(errors="backslashreplace").decode())
 
 
 def _prompts(settings: GenerateSettings) -> list[str]:
@@ -126,10 +141,18 @@ def _prompts(settings: GenerateSettings) -> list[str]:
 
 
 def _piped() -> str:
-    """The prompt in standard input where that is a pipe or a file; else none, and the model begins."""
+    """The prompt in standard input where that is a pipe or a file; else none, and the model begins.
+
+    Raises:
+        DataError: It is not UTF-8.
+    """
     if sys.stdin is None or sys.stdin.isatty():
         return ""
-    piped = sys.stdin.read()
+    try:
+        piped = sys.stdin.read()
+        piped.encode()  # some locales let stray bytes through
+    except UnicodeError:
+        raise DataError("standard input: not UTF-8", "save it as UTF-8, or name a file: --prompts-file") from None
     return piped.rstrip("\n") if piped.strip() else ""
 
 

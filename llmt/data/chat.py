@@ -84,10 +84,12 @@ class Ending(NamedTuple):
     Attributes:
         text: Before the control token, or all of it where there is none; may be empty.
         token_id: The control token; None where the tokenizer has none there.
+        blank: White space that is learnt before the end-of-text id, where the template writes nothing else.
     """
 
     text: str
     token_id: int | None
+    blank: str = ""
 
 
 def without_marks(text: str) -> str:
@@ -98,8 +100,9 @@ def without_marks(text: str) -> str:
 class ChatWriter:
     """Writes conversations as the tokenizer's template does, or as the one in a file.
 
-    What the assistant says is learnt, with the control token that ends its turn. A template says so itself with
-    `{% generation %}`; otherwise its text is looked for in what the template wrote.
+    What the assistant says is learnt, with the control token that ends its turn, or with white space where nothing
+    else does: from there it is learnt that the text ends. A template says so itself with `{% generation %}`; otherwise
+    its text is looked for in what the template wrote.
 
     Args:
         tokenizer: Has a template, or none: then it is ChatML. So it is where the template only stands for rows of
@@ -208,9 +211,10 @@ class ChatSession:
     @cached_property
     def ending(self) -> Ending:
         """What ends an answer; of a template that ends none, what it writes up to the next turn of the user."""
-        text = self._ending or self._between
+        is_blank = not self._ending.strip()
+        text, blank = (self._between, self._ending) if is_blank else (self._ending, "")
         token = next((name for name in self._control if text.endswith(name)), None)
-        return Ending(text, None) if token is None else Ending(text[: -len(token)], self._control[token])
+        return Ending(text, None, blank) if token is None else Ending(text[: -len(token)], self._control[token], blank)
 
     def close(self) -> None:
         """End the process."""
@@ -267,13 +271,17 @@ class ChatSession:
 
     @cached_property
     def _ending(self) -> str:
-        """What follows a turn of the assistant up to the end of its first control token, or else before white space."""
+        """What follows the last turn, one of the assistant, up to the end of its first control token.
+
+        Where there is none, up to white space; or all of it, where it is white space alone.
+        """
         (written,) = self._render([_EXCHANGE])
-        return "" if isinstance(written, DataError) else self._to_control(written.text.partition(_END)[2])
+        rest = "" if isinstance(written, DataError) else written.text.partition(_END)[2]
+        return self._to_control(rest) or rest
 
     @cached_property
     def _between(self) -> str:
-        """What stands between a turn of the assistant and the words of the user's next, in the same way."""
+        """What stands between a turn of the assistant and the words of the user's next, to a control token or space."""
         (written,) = self._render([[*_EXCHANGE, Message("user", _ANSWER)]])
         rest = "" if isinstance(written, DataError) else written.text.partition(_END)[2]
         return self._to_control(rest.partition(_ANSWER)[0])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from llmt.data.chat import SECONDS, ChatSession, ChatWriter, without_marks
+from llmt.data.chat import SECONDS, ChatSession, ChatWriter, Ending, without_marks
 from llmt.data.encode import DocumentEncoder
 from llmt.data.pieces import Piece
 from llmt.errors import DataError, ModelFileError, UsageError
@@ -74,7 +74,7 @@ class Speaker:
         ids = [token for piece in encoded.pieces for token in piece.ids]
         ending, end_of_text = self._session.ending, self.tokenizer.eos_token_id
         stops = frozenset((end_of_text,) if ending.token_id is None else (end_of_text, ending.token_id))
-        cut = AnswerCut(self._lead, ending.text, stops, ends_with_text=ending.token_id is None)
+        cut = AnswerCut(self._lead, ending, stops)
         return Asked([end_of_text, *ids], cut)
 
     def close(self) -> None:
@@ -112,7 +112,8 @@ class Speakers:
         alike: dict[tuple[str, str], Speaker] = {}
         for name, tokenizer in tokenizers.items():
             template = tokenizer.chat_template or tokenizers[lender].chat_template or ""
-            key = (f"{tokenizer.fingerprint()} {sorted(tokenizer.special_tokens.items())}", template)
+            special = sorted(tokenizer.special_tokens.items()), sorted(tokenizer.control_tokens.items())
+            key = (f"{tokenizer.fingerprint()} {special}", template)
             if key not in alike:
                 alike[key] = Speaker(tokenizer, template)
             self._speakers[name] = alike[key]
@@ -132,17 +133,17 @@ class AnswerCut:
 
     Args:
         lead: Begins the text, and is no part of the answer.
-        ending: What the template writes after an answer.
+        ending: What the template writes after an answer; a text without a control token ends it by itself.
         stops: Ids that end it.
-        ends_with_text: The ending ends an answer by itself; otherwise it stands before one of the ids.
     """
 
-    def __init__(self, lead: str, ending: str, stops: frozenset[int], *, ends_with_text: bool) -> None:
+    def __init__(self, lead: str, ending: Ending, stops: frozenset[int]) -> None:
         self.stops = stops
         self.ended = False
         self._lead = lead
-        self._ending = ending
-        self._ends_with_text = ends_with_text
+        self._ending = ending.text
+        self._blank = ending.blank
+        self._ends_with_text = ending.token_id is None
         self._held = ""
 
     def feed(self, text: str) -> str:
@@ -166,14 +167,18 @@ class AnswerCut:
         """
         if self._lead:  # not even that was written
             return ""
-        if self._ends_with_text:
-            return self._held if stopped else ""
-        return "" if stopped and self._held == self._ending else self._held
+        if not stopped:
+            return "" if self._ends_with_text else self._held
+        if not self._ends_with_text and self._held == self._ending:
+            return ""
+        return self._held.removesuffix(self._blank)
 
     def _doubtful(self) -> int:
-        """Length of the end of what is held that may be the beginning of the ending, or all of it before an id."""
-        longest = min(len(self._held), len(self._ending))
-        return next((size for size in range(longest, 0, -1) if self._held.endswith(self._ending[:size])), 0)
+        """Length of the end of what is held that may begin the ending or the blank, or be all of it before an id."""
+        longest = max(len(self._ending), len(self._blank))
+        sizes = range(min(len(self._held), longest), 0, -1)
+        starts = (self._ending, self._blank)
+        return next((n for n in sizes if any(self._held[-n:] == start[:n] for start in starts)), 0)
 
     def _give(self, length: int) -> str:
         given, self._held = self._held[:length], self._held[length:]

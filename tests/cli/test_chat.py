@@ -61,7 +61,6 @@ def test_a_conversation_through_a_pipe(llmt: Any, talking: Path, tmp_path: Path)
         "/adapter s",
         "hi",
         "/undo",
-        "/what now",
         "/adapter base",
         "hi",
         "/help",
@@ -77,10 +76,77 @@ def test_a_conversation_through_a_pipe(llmt: Any, talking: Path, tmp_path: Path)
     assert all(set(item) == {"adapter", "prompt", "text", "tokens"} and item["tokens"] <= 3 for item in said)
     kept = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     assert kept == [said[0], said[2]]  # the second was taken back
-    for note in ("* formal  ", "  s  ", "  base  ", "s answers", "taken back: hi", "/what now: no such command",
+    for note in ("* formal  ", "  s  ", "  base  ", "s answers", "taken back: hi",
                  "base has no chat template; that of formal is taken", "let this adapter answer"):  # fmt: skip
         assert note in result.err
     assert ">" not in result.err  # no marks where nobody types
+
+
+def test_only_commands_are_commands(inside: Any, talking: Path) -> None:
+    """Where nobody types, all else that begins with a slash is a turn, as it stands."""
+    turns = ["/what", "/etc/hosts?", "//undo", "/undo that", "/help me", "/", "/adapters x"]
+    lines = [*turns, "/reset ", "/undo", "/adapter", "/exit now", " /exit "]
+    result = inside("generate", "runs/formal", "--chat", *ANSWERS, "--json", cwd=talking, stdin="\n".join(lines))
+    assert result.code == 0, result.err
+    assert [json.loads(line)["prompt"] for line in result.out.splitlines()] == [*turns, "/exit now"]
+    assert "there is nothing to take back" in result.err
+    assert "/adapter: which?" in result.err
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_bytes_that_are_no_text_are_no_turn(
+    talking: Path, environment: dict[str, str], tmp_path: Path, *, as_json: bool
+) -> None:
+    """Two lines say so, in a locale that lets them through as in one that does not, and the conversation goes on."""
+    target = tmp_path / "said.jsonl"
+    options = ["--chat", *ANSWERS, "--output", str(target), *(["--json"] if as_json else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", "llmt", "generate", str(talking / "runs" / "formal"), *options],
+        env={**environment, "PYTHONIOENCODING": "utf-8:strict"} if as_json else {**environment, "LC_ALL": "C"},
+        input=b"hi\na\xffb\n\xc3\xa4\n", capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.decode().splitlines()[:2] == [
+        "error: standard input: a turn with bytes that are not UTF-8, which is not taken", "hint: type it as UTF-8"
+    ]  # fmt: skip
+    kept = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    assert [item["prompt"] for item in kept] == ["hi", "\u00e4"]
+
+
+@posix
+def test_what_was_said_is_kept_however_it_ends(endless: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """By a signal within an answer, or where nobody reads the answers any more."""
+    for ending in ("signal", "pipe"):
+        target = tmp_path / f"{ending}.jsonl"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llmt", "generate", str(endless), "--chat", "-n", "9999", "--temperature", "0",
+             "--output", str(target)],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        assert process.stdout.read(5) == b"\x1b" * 5
+        if ending == "signal":
+            process.send_signal(signal.SIGTERM)
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(timeout=60) == {"signal": 143, "pipe": 141}[ending], said
+        process.stdin.close()
+        process.stderr.close()
+        (kept,) = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+        assert (kept["prompt"], set(kept["text"])) == ("hello", {"\x1b"})
+        assert kept["tokens"] >= 5
+
+
+def test_an_end_before_the_first_turn_leaves_the_file(inside: Any, talking: Path, tmp_path: Path) -> None:
+    """A chat that cannot begin has said nothing."""
+    (tmp_path / "said.jsonl").write_text("old")
+    asked = ("--chat", "-n", "32", "--output", str(tmp_path / "said.jsonl"))
+    assert inside("generate", "runs/formal", *asked, cwd=talking, stdin="hi\n").code == 2
+    assert (tmp_path / "said.jsonl").read_text() == "old"
 
 
 def test_answers_are_lines_of_stdout(inside: Any, talking: Path) -> None:
@@ -190,6 +256,37 @@ def endless(tmp_path: Path) -> Path:
         model.output_weight()[escape] = 1.0
     model.save_pretrained(tmp_path / "endless", tokenizer=tokenizer)
     return tmp_path / "endless"
+
+
+@posix
+def test_slashes_in_a_terminal(endless: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """A word that is no command is said to be none; two slashes and a sentence are turns."""
+    import pty
+
+    target = tmp_path / "said.jsonl"
+    child, terminal = pty.fork()
+    if child == 0:
+        options = ("--chat", "-n", "2", "--output", str(target))
+        os.execve(sys.executable, [sys.executable, "-m", "llmt", "generate", str(endless), *options], environment)
+    shown = b""
+    try:
+        _until(terminal, b"base> ")
+        for typed in (b"/undoo\n", b"//undo\n", b"/tmp is full\n"):
+            os.write(terminal, typed)
+            shown += _until(terminal, b"base> ")
+        os.write(terminal, b"/exit\n")
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    finally:
+        os.close(terminal)
+    assert code == 0
+    assert shown.count(b"no such command; there are /adapters, ") == 1
+    assert b"/undoo: no such" in shown
+    kept = [json.loads(line)["prompt"] for line in target.read_text(encoding="utf-8").splitlines()]
+    assert kept == ["/undo", "/tmp is full"]
 
 
 def _until(terminal: int, wanted: bytes, seconds: float = 60) -> bytes:

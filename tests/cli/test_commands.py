@@ -173,6 +173,16 @@ def test_generate_from_every_kind_of_prompt(inside: Any, finished: Any, tmp_path
     assert greedy[0] == greedy[1]
 
 
+def test_generate_from_stray_bytes(inside: Any, finished: Any, tmp_path: Path) -> None:
+    """Those of a pipe are refused as in any file; those of the command line come back as they were."""
+    target = tmp_path / "out.jsonl"
+    base = ("generate", "runs/quickstart", "-n", "4", "--output", str(target))
+    refused = inside(*base, cwd=finished[0], stdin="a\udcff")
+    assert (refused.code, refused.lines[0]) == (3, "error: standard input: not UTF-8")
+    assert inside(*base, "-p", "a\udcff", cwd=finished[0]).code == 0
+    assert json.loads(target.read_text(encoding="utf-8"))["prompt"] == "a\udcff"
+
+
 def test_generate_writes_a_file(inside: Any, finished: Any, tmp_path: Path) -> None:
     """`--output` gets one object a line; stdout shows the prompt and what follows it."""
     target = tmp_path / "out.jsonl"

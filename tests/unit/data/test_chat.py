@@ -39,6 +39,9 @@ TEMPLATES = {
     "{{ m['content'].strip() + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
     "stripped": "{% for m in messages %}\n    {{- m.role | upper }}: {{ m.content | trim }}\n{% endfor %}",
+    "joined": "{% for m in messages %}{{ '' if loop.first else '\n' }}{{ m.role + ': ' + m.content }}{% endfor %}",
+    "opened": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '\n\n' }}{% endfor %}",
+    "bare": "{% for m in messages %}{{ m.content + '\n' }}{% endfor %}",
 }
 MARKED = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
@@ -120,11 +123,14 @@ def test_the_ids_are_those_of_transformers(folder: Path, chat: Tokenizer, name: 
     [
         ("chatml", ["So it is.<|im_end|>", " Later, {maybe}.\n<|im_end|>"]),
         ("llama2", ["So it is. <|endoftext|>", "Later, {maybe}. <|endoftext|>"]),
-        ("stripped", ["So it is.", "Later, {maybe}."]),
+        ("stripped", ["So it is.\n", "Later, {maybe}.\n"]),
+        ("joined", ["So it is.", " Later, {maybe}.\n"]),
+        ("opened", ["So it is.\n\n", " Later, {maybe}.\n\n\n"]),
+        ("bare", ["So it is.\n", " Later, {maybe}.\n\n"]),
     ],
 )
 def test_what_the_assistant_says_is_learnt(folder: Path, chat: Tokenizer, name: str, learnt: list[str]) -> None:
-    """With the control token that ends its turn, in templates that do not say it themselves."""
+    """With the control token that ends its turn, or white space that does, in templates that do not say it."""
     (encoded,) = _encoded(chat, _template(folder, TEMPLATES[name]), TALK)
     assert _learnt(chat, encoded) == [
         text.replace("<|endoftext|>", chat.special_tokens["eos_token"]) for text in learnt
@@ -163,7 +169,7 @@ def test_the_template_of_the_tokenizer_is_taken(folder: Path, tmp_path: Path) ->
         tokenizer = load_tokenizer(copy)
         assert tokenizer.chat_template == TEMPLATES["stripped"]
         (encoded,) = _encoded(tokenizer, None, SHORT)
-        assert _learnt(tokenizer, encoded) == ["hello"]
+        assert _learnt(tokenizer, encoded) == ["hello\n"]
         (encoded,) = _encoded(tokenizer, _template(folder, TEMPLATES["chatml"]), SHORT)
         assert _learnt(tokenizer, encoded) == ["hello<|im_end|>"]
 
@@ -337,21 +343,30 @@ def test_a_blank_answer_is_a_turn(chat: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "of", "text", "token"),
+    ("name", "of", "text", "token", "blank"),
     [
-        ("default", "chat", "", "<|im_end|>"),
-        ("default", "tokenizer", "<|im_end|>", None),
-        ("whole", "chat", "", "<|im_end|>"),
-        ("llama2", "chat", " ", "<|endoftext|>"),
-        ("stripped", "chat", "\nUSER:", None),
-        ("question", "tokenizer", "", "<|endoftext|>"),
+        ("default", "chat", "", "<|im_end|>", ""),
+        ("default", "tokenizer", "<|im_end|>", None, ""),
+        ("whole", "chat", "", "<|im_end|>", ""),
+        ("llama2", "chat", " ", "<|endoftext|>", ""),
+        ("stripped", "chat", "\nUSER:", None, "\n"),
+        ("joined", "chat", "\nuser:", None, ""),
+        ("opened", "chat", "\n\n", "<|im_start|>", "\n\n"),
+        ("opened", "tokenizer", "\n\n<|im_start|>user", None, "\n\n"),
+        ("bare", "chat", "", None, "\n"),
+        ("question", "tokenizer", "", "<|endoftext|>", ""),
     ],
 )
-def test_what_ends_an_answer(request: pytest.FixtureRequest, name: str, of: str, text: str, token: str | None) -> None:
-    """A control token where the tokenizer has it, otherwise text: that of the ending, or of the next turn."""
+def test_what_ends_an_answer(
+    request: pytest.FixtureRequest, name: str, of: str, text: str, token: str | None, blank: str
+) -> None:
+    """A control token where the tokenizer has it, otherwise text: that of the ending, or of the next turn.
+
+    White space alone may lie within an answer too, and ends it only before the end of the text.
+    """
     tokenizer: Tokenizer = request.getfixturevalue(of)
     with ChatWriter(tokenizer, template=ALL[name]).open() as session:
-        assert session.ending == Ending(text, None if token is None else tokenizer.control_tokens[token])
+        assert session.ending == Ending(text, None if token is None else tokenizer.control_tokens[token], blank)
 
 
 def test_a_template_of_rows_writes_no_conversations_in_training(chat: Tokenizer) -> None:

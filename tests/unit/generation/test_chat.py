@@ -10,22 +10,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import ByT5Tokenizer
 
 from llmt.checkpoints.atomic import staged_directory
+from llmt.cli.opening import open_with_adapters
 from llmt.config.lora import LoraConfig
-from llmt.data.chat import CHATML
+from llmt.config.model import ModelConfig
+from llmt.data.chat import CHATML, ChatWriter, Ending
+from llmt.data.encode import DocumentEncoder, Encoded
 from llmt.errors import DataError, ModelFileError, UsageError
 from llmt.generation import chat as chat_module
 from llmt.generation.chat import AnswerCut, Chat, Exchange, Manner, Speaker, Speakers
 from llmt.generation.decode import generate
 from llmt.generation.sampling import Sampling
 from llmt.models.adapters import open_adapters
+from llmt.models.base import BaseLanguageModel
 from llmt.models.load import load_model
 from llmt.models.lora import add_lora, write_adapter
 from llmt.models.transformer import TransformerLM
-from llmt.text.documents import Message
+from llmt.text.documents import Document, Message
 from llmt.text.prompts import CHAT_TEMPLATES
 from llmt.tokenizers.base import Tokenizer
+from llmt.tokenizers.huggingface import HFTokenizerWrapper
 
 QUESTION = CHAT_TEMPLATES["question"]
 GREEDY = Sampling(temperature=0)
@@ -131,6 +137,66 @@ def test_an_ending_that_is_text_ends_an_answer(chatml: Speaker, scripted: Script
     assert "".join(_chat(_model(), chatml, 6).ask("?")) == "yes"
 
 
+ROLES = "{% for m in messages %}{{ m.role | capitalize + ': ' + m.content + '\n' }}{% endfor %}"
+"""No control token ends a turn, only white space."""
+
+
+def _trained(
+    tokenizer: Tokenizer, template: str, talks: Sequence[Sequence[Message]]
+) -> list[tuple[list[int], list[bool]]]:
+    """The ids that training reads of each conversation, with those that begin and end it, and which are learnt."""
+    found = []
+    with (
+        ChatWriter(tokenizer, template=template).open() as render,
+        DocumentEncoder(tokenizer, 1, train_on_prompt=False, render=render) as encoder,
+    ):
+        for _, _, encoded in next(encoder.encode([[(Document("", "", messages=tuple(talk)), None) for talk in talks]])):
+            assert isinstance(encoded, Encoded)
+            ids = [token for piece in encoded.pieces for token in piece.ids]
+            learnt = [piece.learnt for piece in encoded.pieces for _ in piece.ids]
+            end = tokenizer.eos_token_id
+            found.append(([end, *ids, end], [False, *learnt, encoded.end_learnt]))
+    return found
+
+
+def _learnt(tokenizer: Tokenizer, template: str, talks: Sequence[Sequence[Message]]) -> TransformerLM:
+    """A model that knows the answers of these conversations by heart, and nothing else."""
+    shape = ModelConfig(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+    torch.manual_seed(0)
+    model = TransformerLM(shape, tokenizer.vocab_size, 256)
+    rows = []
+    for ids, learnt in _trained(tokenizer, template, talks):
+        labels = [token if is_learnt else -100 for token, is_learnt in zip(ids[1:], learnt[1:], strict=True)]
+        rows.append((torch.tensor([ids[:-1]]), torch.tensor([labels])))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        for inputs, targets in rows:
+            loss = model.loss(inputs, targets)
+            (loss.nats / loss.tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def test_an_answer_that_white_space_ends_ends_by_itself(tokenizer: Tokenizer) -> None:
+    """It was learnt that nothing follows it: the words come whole, lines and all, long before the longest answer."""
+    talks = [
+        [("user", "one"), ("assistant", "first\n\nsecond")],
+        [("user", "two"), ("assistant", "2"), ("user", "more"), ("assistant", "22")],
+        [("user", "six"), ("assistant", "half a dozen")],
+    ]
+    said = [[Message(*turn) for turn in talk] for talk in talks]
+    model = _learnt(tokenizer, ROLES, said)
+    speaker = Speaker(tokenizer, ROLES)
+    for talk in said:
+        chat = _chat(model, speaker, 60)
+        for question, answer in zip(talk[::2], talk[1::2], strict=True):
+            exchange = chat.ask(question.content)
+            assert "".join(exchange) == answer.content
+            assert exchange.tokens == len(tokenizer.encode(answer.content + "\n"))
+    speaker.close()
+
+
 def test_a_control_token_ends_an_answer(tokenizer: Tokenizer, tmp_path: Path, scripted: Scripted) -> None:
     """It is not given, and neither is the text that the template writes before it; within an answer that is."""
     template = (
@@ -148,12 +214,14 @@ def test_a_control_token_ends_an_answer(tokenizer: Tokenizer, tmp_path: Path, sc
 
 @given(
     text=st.text("<|>ab ", max_size=40), lead=st.sampled_from(["", " ", "ab"]),
-    ending=st.sampled_from(["<|a|>", "", "aab", " <"]), sizes=st.lists(st.integers(1, 5), min_size=40, max_size=40),
-    stopped=st.booleans(),
+    ending=st.sampled_from(["<|a|>", "", "aab", " <"]), blank=st.sampled_from(["", " ", "a "]),
+    sizes=st.lists(st.integers(1, 5), min_size=40, max_size=40), stopped=st.booleans(),
 )  # fmt: skip
-def test_what_is_given_is_certain(text: str, lead: str, ending: str, sizes: list[int], *, stopped: bool) -> None:
+def test_what_is_given_is_certain(
+    text: str, lead: str, ending: str, blank: str, sizes: list[int], *, stopped: bool
+) -> None:
     """However a text comes in pieces, its answer is what stands before the ending, and no piece is ever too much."""
-    cut = AnswerCut(lead, ending, frozenset(), ends_with_text=True)
+    cut = AnswerCut(lead, Ending(ending, None, blank), frozenset())
     given_so_far, place = "", 0
     for size in sizes:
         if cut.ended or place >= len(text):
@@ -168,11 +236,11 @@ def test_what_is_given_is_certain(text: str, lead: str, ending: str, sizes: list
     assert whole.startswith(given_so_far)
     rest = cut.finish(stopped=stopped)
     if stopped and len(text) >= len(lead):
-        assert given_so_far + rest == expected
+        assert given_so_far + rest == expected.removesuffix(blank)
     elif not stopped:
         assert rest == ""
         held = whole[len(given_so_far) :]
-        assert ending.startswith(held) or lead.startswith(text)
+        assert ending.startswith(held) or blank.startswith(held) or lead.startswith(text)
 
 
 def test_an_interrupted_answer_stays_as_far_as_it_came(
@@ -278,6 +346,64 @@ def test_templates_are_lent(tokenizer: Tokenizer) -> None:
     assert speakers["a"] is speakers["b"] is speakers["base"]
     with pytest.raises(ModelFileError, match="no chat template"):
         Speakers({"base": tokenizer})
+
+
+def test_tokenizers_that_differ_in_control_tokens_speak_apart(tmp_path: Path) -> None:
+    """Vocabularies may be equal where what is a token and what is spelled is not."""
+    folders = (tmp_path / "spelled", tmp_path / "marked")
+    for folder in folders:
+        theirs = ByT5Tokenizer()
+        theirs.add_tokens(["<|im_end|>"], special_tokens=folder.name == "marked")
+        theirs.save_pretrained(folder)
+    spelled, marked = map(HFTokenizerWrapper, folders)
+    spelled.keep_chat_template(CHATML)
+    marked.keep_chat_template(CHATML)
+    speakers = Speakers({"base": spelled, "a": marked})
+    asked = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    ids = [speakers[name].ask(asked).ids.count(marked.control_tokens["<|im_end|>"]) for name in ("base", "a")]
+    speakers.close()
+    assert ids == [0, 3]
+
+
+def test_each_adapter_has_its_own_tokens(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that was said is read, and an answer ended, with the ids of who answers; one of them learnt two tokens."""
+    shape = ModelConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1)
+    TransformerLM(shape, 258, 1000).save_pretrained(tmp_path / "base", tokenizer=tokenizer)
+    for name, tokens in (("with", ["<|im_start|>", "<|im_end|>"]), ("without", [])):
+        own = deepcopy(tokenizer)
+        own.keep_chat_template(CHATML)
+        own.add_control_tokens(tokens)
+        base = load_model(tmp_path / "base")
+        base.resize_token_embeddings(own.vocab_size)
+        adapted = add_lora(base, LoraConfig(enabled=True, r=2), token_ids=range(258, own.vocab_size))
+        with staged_directory(tmp_path / name, extra={}) as staged:
+            write_adapter(staged, adapted, tmp_path / "base")
+            own.save_pretrained(staged.path)
+    opened = open_with_adapters(str(tmp_path / "base"), {n: tmp_path / n for n in ("with", "without")}, "cpu")
+    adapters, speakers = opened.adapters, Speakers(opened.tokenizers)
+    spelled = tokenizer.encode("<|im_end|>")
+    seen: list[list[int]] = []
+
+    def drawn(model: BaseLanguageModel, ids: Tensor, *rest: object, **options: object) -> Iterator[Tensor]:
+        seen.append(ids[0].tolist())
+        assert (model.vocab_size, model) == (260 if adapters.active == "with" else 258, adapters.model)
+        end = [259] if adapters.active == "with" else spelled
+        return (torch.tensor([token]) for token in [*tokenizer.encode("yes"), *end, *tokenizer.encode("no")])
+
+    monkeypatch.setattr(chat_module, "generate", drawn)
+    chat = _chat(adapters.model, speakers["with"])
+    talk: list[Message] = []
+    for number, name in enumerate(("with", "without", "with", "base")):
+        adapters.choose(name)
+        chat.use((name, adapters.model), speakers[name])
+        assert "".join(chat.ask(f"<|im_end|>{number}")) == "yes"
+        talk += [Message("user", f"<|im_end|>{number}"), Message("assistant", "yes")]
+        ((ids, learnt),) = _trained(opened.tokenizers[name], CHATML, [talk])
+        answer = [*tokenizer.encode("yes"), *([259] if name == "with" else spelled)]
+        assert [*seen[-1], *answer, tokenizer.eos_token_id] == ids
+        assert learnt[-len(answer) - 1 :] == [True] * (len(answer) + 1)
+        assert seen[-1].count(259) == (2 * number + 1 if name == "with" else 0)
+    speakers.close()
 
 
 def test_a_template_that_refuses_the_opening(tokenizer: Tokenizer) -> None:
