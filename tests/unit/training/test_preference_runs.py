@@ -207,6 +207,7 @@ def test_data_and_objective_have_to_fit(lab: Any, base: Path, pairs: Path) -> No
     [
         ({"lora__bias": "all"}, "the base is the reference"),
         ({"lora__init": "pissa"}, "the base is the reference"),
+        ({"lora__method": "adalora"}, "lora.method adalora: its penalty"),
         ({"data__streaming": True, "data__validation_split": 0}, "a stream has no pairs"),
         ({"training__dpo_loss": "ipo", "training__dpo_label_smoothing": 0.1}, "dpo_label_smoothing"),
         ({"training__dpo_label_smoothing": 0.5}, "dpo_label_smoothing"),
