@@ -79,8 +79,8 @@ class TrainConfig(Section):
             raise ValueError(f"training.objective dpo with lora.{moved}: the base is the reference and may not move")
         if self.lora.enabled and self.lora.method == "adalora":
             raise ValueError(
-                "training.objective dpo with lora.method adalora: its penalty belongs to the loss of the next token, and "
-                "without it ranks are not taken away as they should be"
+                "training.objective dpo with lora.method adalora: its penalty belongs to the loss of the next token, "
+                "and without it ranks are not taken away as they should be"
             )
         if self.data.streaming:
             raise ValueError("training.objective dpo with data.streaming: a stream has no pairs")

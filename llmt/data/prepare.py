@@ -33,7 +33,7 @@ from llmt.tokenizers.base import Tokenizer
 Progress = Callable[[int, int], None]
 """Called with the bytes of text and the documents done so far."""
 
-_PREPARE_FORMAT = 3
+_PREPARE_FORMAT = 4
 _BATCH_DOCUMENTS = 512
 _BATCH_CHARACTERS = 1_000_000
 _DECIDES = (
