@@ -36,6 +36,11 @@ class Survey:
         """The source has fewer than 20 documents."""
         return len(self.characters) < FEW_DOCUMENTS
 
+    def answered_from(self, number: int) -> set[str]:
+        """What the pairs answer from this document on; nothing where all pairs do."""
+        held = {asked for asked in self.together[number:] if asked}
+        return set() if all(asked in held for asked in self.together) else held
+
 
 def survey(documents: Iterable[Document]) -> Survey:
     """Count the documents of a source, at most 20 of them, and their characters; holds one at a time."""
@@ -166,11 +171,9 @@ def _place(text: str) -> float:
 
 def _cut_each(documents: Iterable[Document], share: float, found: Survey) -> Iterator[tuple[Document, bool]]:
     """The end of each text; of prompts, conversations and pairs the last documents."""
-    characters, together = found.characters, found.together
+    characters = found.characters
     kept = max(len(characters) - max(round(len(characters) * share), 1), 1)  # one alone is trained on
-    held = {asked for asked in together[kept:] if asked}
-    if all(asked in held for asked in together):
-        held = set()
+    held = found.answered_from(kept)
     number = done = 0
     cut = False  # the document whose parts are passing was cut already
     for document in documents:
@@ -180,7 +183,7 @@ def _cut_each(documents: Iterable[Document], share: float, found: Survey) -> Ite
             )
         length = characters[number]
         if document.prompt is not None or document.messages or document.pair:
-            yield document, number >= kept or (bool(document.pair) and document.belongs_with in held)
+            yield document, number >= kept or document.belongs_with in held
         elif not document.more and not done:
             yield from _cut(document, share)
         elif cut or done + len(document.text) < length * (1 - share):
