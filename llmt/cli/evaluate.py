@@ -1,6 +1,7 @@
 """`llmt eval`: loss, perplexity and bits per byte; of pairs, which answer is preferred."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +58,8 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
     loaded, directory = opened.model, opened.directory
     trained = _trained_on(directory)
     size = _context(settings.block_size, loaded.context_length, None if trained is None else trained.data.block_size)
-    sequences, source = _held_out(settings, directory, opened.tokenizer, size)
+    text = _text_to_measure(settings, directory, opened.tokenizer, size)
+    sequences = text.sequences
     batches = evaluation_batches(sequences, settings.batch_size)
     whole = settings.max_batches is None or settings.max_batches * settings.batch_size >= sequences.count
     countable = whole and opened.tokenizer.is_lossless
@@ -66,14 +68,15 @@ def evaluate(out: Output, given: list[Given], model: Model) -> None:
     with progress_bar(out, "evaluating") as bar:
         measure = _compare(loaded, trained) if sequences.pairs else _predict(loaded, sequences.text_bytes * countable)
         report = measure(batches, lambda tokens: bar.update(tokens, sequences.trained))
-    values = {**report.values(), "data": source, "block_size": size, "device": opened.device}
+    values = {**report.values(), **text.lost, "data": text.name, "block_size": size, "device": opened.device}
     if settings.output is not None:
         _write(Path(settings.output), values)
     if out.as_json:
         out.json(values)
         return
-    why = "only a part was measured" if not whole else "the tokenizer drops bytes"
-    out.table([*_figures(report, why), ("data", source), ("context", f"{size} tokens")], to_result=True)
+    why = "only a part was measured" if not whole or text.lost else "the tokenizer drops bytes"
+    lost = [(name.replace("_", " "), f"{count:,}, longer than the context") for name, count in text.lost.items()]
+    out.table([*_figures(report, why), *lost, ("data", text.name), ("context", f"{size} tokens")], to_result=True)
 
 
 def _predict(
@@ -138,18 +141,28 @@ def _context(asked: int | None, longest: int, trained: int | None) -> int:
     return asked or min(longest, trained or longest)
 
 
-def _held_out(settings: EvalSettings, directory: Path, tokenizer: "Tokenizer", size: int) -> tuple["Sequences", str]:
-    """The sequences to measure on, read and divided as those of the run were, and what they are called."""
+@dataclass(frozen=True)
+class _Text:
+    """What is measured.
+
+    Attributes:
+        sequences: The text, divided.
+        name: What it is called.
+        lost: What became of documents or pairs that were too long, and of how many.
+    """
+
+    sequences: "Sequences"
+    name: str
+    lost: dict[str, int] = field(default_factory=dict)
+
+
+def _text_to_measure(settings: EvalSettings, directory: Path, tokenizer: "Tokenizer", size: int) -> _Text:
+    """The text that was named or held out, read and divided as that of the run was."""
     from llmt.checkpoints.runs import read_finished
     from llmt.data.open import open_data
-    from llmt.data.prepare import prepare_shards
-    from llmt.data.ready import ready_data
 
     if settings.data:
-        config = _data_to_measure(settings, _trained_on(directory) or TrainConfig(), size)
-        cache = cache_directory(None)
-        prepared = prepare_shards(config, tokenizer, cache / "shards")
-        return ready_data(config, prepared, cache / "packed").train.parts[0], ", ".join(settings.data)
+        return _named_text(settings, _trained_on(directory) or TrainConfig(), tokenizer, size)
     path = _run_config(directory)
     if path is None:
         raise ModelFileError(
@@ -164,13 +177,49 @@ def _held_out(settings: EvalSettings, directory: Path, tokenizer: "Tokenizer", s
         )
     if opened.validation is None:
         raise ModelFileError(f"{directory}: its run held nothing out", "llmt eval MODEL --data FILE")
-    return opened.validation, f"held-out part of {', '.join(data.sources)}"
+    return _Text(opened.validation, f"held-out part of {', '.join(data.sources)}")
+
+
+def _named_text(settings: EvalSettings, trained: TrainConfig, tokenizer: "Tokenizer", size: int) -> _Text:
+    """The text of `--data`, all of it.
+
+    Raises:
+        UsageError: `--truncation` where no document is too long, since the row of all of them is cut.
+    """
+    from llmt.data.prepare import prepare_shards
+    from llmt.data.ready import choose_packing, ready_data
+
+    config = _data_to_measure(settings, trained, size)
+    cache = cache_directory(None)
+    prepared = prepare_shards(config, tokenizer, cache / "shards")
+    if prepared.text.pairs:
+        config = _as_pairs(config)
+        prepared = prepare_shards(config, tokenizer, cache / "shards")
+    elif settings.truncation not in (None, "split") and choose_packing(config, prepared) == "blocks":
+        raise UsageError(
+            f"--truncation {settings.truncation}: this text is cut into blocks, as that of the run was, so that no "
+            "document is too long",
+            "leave it out",
+        )
+    ready = ready_data(config, prepared, cache / "packed")
+    packing = ready.audit.packing
+    left_out = packing.dropped_documents.count + packing.all_masked.count * ready.pairs
+    lost = {"left_out": left_out, "cut_off": packing.truncated_documents.count}
+    return _Text(ready.train.parts[0], ", ".join(settings.data), {name: count for name, count in lost.items() if count})
+
+
+def _as_pairs(config: DataConfig) -> DataConfig:
+    """The same without what a run on other documents may have done, and pairs cannot be."""
+    packing = "auto" if config.packing == "blocks" else config.packing
+    return config.model_copy(update={"packing": packing, "train_on_prompt": False, "document_mask": None})
 
 
 def _data_to_measure(settings: EvalSettings, trained: TrainConfig, size: int) -> DataConfig:
-    """The settings of the run's data, for other text, all of which is measured, but for pairs that are too long."""
+    """The settings of the run's data, for other text, all of which is measured, but for what is too long."""
     kept = trained.data.model_dump(include=set(_AS_TRAINED))
-    if trained.training.objective == "dpo" and settings.text_column is None:
+    if settings.truncation is not None:
+        kept["truncation"] = settings.truncation
+    elif trained.training.objective == "dpo" and settings.text_column is None:
         kept["truncation"] = trained.data.truncation
     if settings.text_column is not None:
         kept |= {"text_column": settings.text_column, "format": "text", "columns": {}, "prompt_template": None}

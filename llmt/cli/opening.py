@@ -22,7 +22,7 @@ class Opened:
     Attributes:
         model: Its weights in fp32.
         tokenizer: The one it was trained with.
-        directory: Holds the tokenizer; of an adapter that was named, its base's.
+        directory: Holds the tokenizer; of an adapter its own, or its base's where it has none.
         device: Kind of the device that holds the weights.
     """
 
@@ -46,6 +46,7 @@ def open_with_tokenizer(model: str, adapter: str | None, device: str) -> Opened:
         ModelFileError: A file is missing, damaged or unsafe.
         MismatchError: The tokenizer has ids that the model has not.
     """
+    from llmt.checkpoints.runs import resolve_model_directory
     from llmt.models.hub import local_path
     from llmt.models.open import open_model, tokenizer_directory
     from llmt.system.machine import inspect_machine
@@ -54,9 +55,10 @@ def open_with_tokenizer(model: str, adapter: str | None, device: str) -> Opened:
 
     chosen, _ = choose_device(device, inspect_machine())
     loaded, directory = open_model(local_path(model), None if adapter is None else Path(adapter), chosen.kind)
-    of_adapter = directory if adapter is None else tokenizer_directory(Path(adapter), directory)
-    tokenizer = load_tokenizer(of_adapter)
-    _require_ids(of_adapter, tokenizer, loaded)
+    if adapter is not None:
+        directory = tokenizer_directory(resolve_model_directory(Path(adapter)), directory)
+    tokenizer = load_tokenizer(directory)
+    _require_ids(directory, tokenizer, loaded)
     return Opened(loaded, tokenizer, directory, chosen.kind)
 
 

@@ -37,7 +37,8 @@ class DataConfig(Section):
 
     columns: TextMap = Field({})
     """Which columns hold the parts of a row, such as `prompt=question,completion=answer`. Parts: `messages`,
-    `prompt`, `completion`, `chosen`, `rejected`, `instruction`, `input`, `output`, `question`, `answer`."""
+    `system` (of pairs), `prompt`, `completion`, `chosen`, `rejected`, `instruction`, `input`, `output`, `question`,
+    `answer`."""
 
     prompt_template: Text | None = None
     """How a prompt is written, with columns in braces, such as `"Q: {question} A:"`. None takes the usual layout of

@@ -4,7 +4,8 @@ BUILTIN = "builtin"
 BUILTIN_INSTRUCTIONS = "builtin:instructions"
 
 COLUMN_PARTS = (
-    "messages", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "question", "answer",
+    "messages", "system", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "question",
+    "answer",
 )  # fmt: skip
 """What `data.columns` may map; the column of plain text is `data.text_column`."""
 

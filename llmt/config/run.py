@@ -77,6 +77,11 @@ class TrainConfig(Section):
         moved = next((name for name, does in moves.items() if does and self.lora.enabled), None)
         if moved is not None:
             raise ValueError(f"training.objective dpo with lora.{moved}: the base is the reference and may not move")
+        if self.lora.enabled and self.lora.method == "adalora":
+            raise ValueError(
+                "training.objective dpo with lora.method adalora: its penalty belongs to the loss of the next token, "
+                "and without it ranks are not taken away as they should be"
+            )
         if self.data.streaming:
             raise ValueError("training.objective dpo with data.streaming: a stream has no pairs")
         return self

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from llmt.config.base import Count, Flag, Number, Section, Text, TextLines, TextList
 from llmt.config.conversion import ConvertSettings, GgufSettings, MergeSettings, ToPytorchSettings
-from llmt.config.data import EncodingErrors
+from llmt.config.data import EncodingErrors, Truncation
 from llmt.config.run import Device
 from llmt.config.tokenizer import TokenizerTraining
 
@@ -93,8 +93,12 @@ class EvalSettings(Section):
     """What to do with bytes in `data` that are not UTF-8: stop and name the offset (`strict`), or put U+FFFD there
     (`replace`). None does as the run did."""
 
+    truncation: Truncation | None = None
+    """What happens to a document or a pair of `data` that is longer than the context: cut it into several, keep its
+    beginning, leave it out, or stop. None cuts documents, and does with pairs as the run did."""
+
     adapter: Text | None = None
-    """Directory of an adapter to put on the model."""
+    """Directory of an adapter to put on the model. What the run of the adapter did counts, where it has one."""
 
     device: Device = "auto"
     """Where to compute: `auto` takes CUDA, then MPS, then the CPU."""

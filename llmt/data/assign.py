@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from llmt.config.data import DataConfig
 from llmt.config.names import BUILTIN
-from llmt.data.findings import DocumentDigest, Finding
+from llmt.data.findings import DocumentDigest, Finding, digest_of
 from llmt.data.split import HELD_CHARACTERS, Survey, describe_split, hold_out, survey
 from llmt.text.documents import Document
 from llmt.text.reading import Reading
@@ -44,7 +44,7 @@ class Assignment:
 
     Attributes:
         deduplicated: Documents that were left out since they repeat an earlier one.
-        overlap: Documents of the sources that are held out too.
+        overlap: Documents of the sources that are held out too; of pairs those that answer what a held-out one does.
         overlap_kept: Those of them that are trained on nevertheless, since they are long.
         notes: What is held out, a sentence for each kind of source.
     """
@@ -95,7 +95,7 @@ class Assignment:
         for document in self._watched(open_documents(self._config.validation_sources, self._reading)):
             digest = self._digest.add(document)
             if digest is not None:
-                digests.append(digest)
+                digests.append(_held_by(document, digest))
             yield document, Place("validation", 0)
         self._held_out = np.unique(np.array(digests, dtype=np.uint64))
         self.notes.append(f"validated on {', '.join(self._config.validation_sources)}")
@@ -128,17 +128,17 @@ class Assignment:
                 is_too_long = is_too_long or sum(len(part.text) for part, _ in held) > HELD_CHARACTERS
                 if not is_too_long:
                     continue
-            elif not self._is_wanted(digest, document.source, is_too_long=is_too_long) and not is_too_long:
+            elif not self._is_wanted(digest, document, is_too_long=is_too_long) and not is_too_long:
                 held.clear()
             yield from held
             held.clear()
             is_too_long = is_too_long and document.more
 
-    def _is_wanted(self, digest: int, source: str, *, is_too_long: bool) -> bool:
-        """Whether a document of the sources may be used; counts it where not."""
-        config = self._config
-        if self._is_held_out(digest):
-            self._met.add(digest)
+    def _is_wanted(self, digest: int, document: Document, *, is_too_long: bool) -> bool:
+        """Whether the document of the sources that ends here may be used; counts it where not."""
+        config, source, held_by = self._config, document.source, _held_by(document, digest)
+        if self._is_held_out(held_by):
+            self._met.add(held_by)
             self.overlap.add(source)
             self.overlap_kept += is_too_long
             return False
@@ -154,6 +154,11 @@ class Assignment:
     def _is_held_out(self, digest: int) -> bool:
         at = int(np.searchsorted(self._held_out, np.uint64(digest)))
         return at < len(self._held_out) and int(self._held_out[at]) == digest
+
+
+def _held_by(document: Document, digest: int) -> int:
+    """The digest by which a document is held out: of a pair that of what both answer."""
+    return digest_of(document.belongs_with) if document.pair else digest
 
 
 def training_texts(config: DataConfig, reading: Reading) -> Iterator[str]:

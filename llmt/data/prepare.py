@@ -312,6 +312,11 @@ def _require_one_kind(work: _Work, counter: TextCounter) -> None:
 
 def _require_something(prepared: PreparedData, config: DataConfig) -> None:
     if not any(part.documents for part in prepared.train):
+        if prepared.text.pairs:
+            raise DataError(
+                "data.sources: all pairs answer what held-out ones do, so that none is left to train on",
+                "name other --validation-sources, or --set data.validation_split=0",
+            )
         raise DataError("data.sources: nothing is left to train on", "give more text, or hold out less")
     for number, part in enumerate(prepared.train):
         if config.mixture and config.mixture[number] and not part.documents:

@@ -25,28 +25,37 @@ class Survey:
 
     Attributes:
         characters: The length of each document, of at most 20.
+        together: What each pair belongs with; empty for other documents.
     """
 
     characters: tuple[int, ...]
+    together: tuple[str, ...] = ()
 
     @property
     def is_few(self) -> bool:
         """The source has fewer than 20 documents."""
         return len(self.characters) < FEW_DOCUMENTS
 
+    def answered_from(self, number: int) -> set[str]:
+        """What the pairs answer from this document on; nothing where all pairs do."""
+        held = {asked for asked in self.together[number:] if asked}
+        return set() if all(asked in held for asked in self.together) else held
+
 
 def survey(documents: Iterable[Document]) -> Survey:
     """Count the documents of a source, at most 20 of them, and their characters; holds one at a time."""
     lengths: list[int] = []
+    together: list[str] = []
     length = 0
     for document in documents:
         length += len(document.text)
         if not document.more:
             lengths.append(length)
+            together.append(document.belongs_with if document.pair else "")
             length = 0
         if len(lengths) == FEW_DOCUMENTS:
             break
-    return Survey(tuple(lengths))
+    return Survey(tuple(lengths), tuple(together))
 
 
 def hold_out(
@@ -54,11 +63,11 @@ def hold_out(
 ) -> Iterator[tuple[Document, bool]]:
     """Each document, or part of one, with whether it is held out.
 
-    Whole documents are chosen by the SHA-256 of their text (of a long one, of its first part), so that equal texts
-    fall on the same side and neither order nor neighbours matter. If chance holds out none, the one with the lowest
-    hash is. With fewer than 20 documents the end of each is held out, cut at the nearest line within a tenth of the
-    text, or else between two characters; prompts, conversations and pairs, which cannot be cut, are held out whole,
-    the last ones.
+    Whole documents are chosen by the SHA-256 of their text (of a long one, of its first part; of a pair, of what both
+    answer), so that equal texts fall on the same side and neither order nor neighbours matter. If chance holds out
+    none, the one with the lowest hash is. With fewer than 20 documents the end of each is held out, cut at the nearest
+    line within a tenth of the text, or else between two characters; prompts, conversations and pairs, which cannot be
+    cut, are held out whole, the last ones, and with a pair those that answer the same, unless all do.
 
     Memory: with a survey, one document; without one, the first twenty.
 
@@ -78,7 +87,7 @@ def hold_out(
                 break
         found, documents = survey(head), chain(head, rest)
     if found.is_few:
-        return _cut_each(documents, FEW_SHARE if share is None else share, found.characters)
+        return _cut_each(documents, FEW_SHARE if share is None else share, found)
     return _choose(documents, MANY_SHARE if share is None else share)
 
 
@@ -97,7 +106,7 @@ def _choose(documents: Iterable[Document], share: float) -> Iterator[tuple[Docum
     lowest: list[list[Document]] = []  # equal documents that are held back until another one is held out
     bar = 1.0
     for parts, is_whole in _gather(documents):
-        place = _place(parts[0].text)
+        place = _place(parts[0].belongs_with)
         if place < share:
             yield from _each(lowest, held_out=False)
             yield from _each([parts], held_out=True)
@@ -148,7 +157,7 @@ class _Parts:
 
 
 def _texts(parts: Iterable[Document]) -> list[str]:
-    return [part.text for part in parts]
+    return [part.belongs_with for part in parts]
 
 
 def _place(text: str) -> float:
@@ -160,11 +169,11 @@ def _place(text: str) -> float:
     return (number % 20 + number // 20 * 20 / 2**64) / 20
 
 
-def _cut_each(
-    documents: Iterable[Document], share: float, characters: tuple[int, ...]
-) -> Iterator[tuple[Document, bool]]:
+def _cut_each(documents: Iterable[Document], share: float, found: Survey) -> Iterator[tuple[Document, bool]]:
     """The end of each text; of prompts, conversations and pairs the last documents."""
+    characters = found.characters
     kept = max(len(characters) - max(round(len(characters) * share), 1), 1)  # one alone is trained on
+    held = found.answered_from(kept)
     number = done = 0
     cut = False  # the document whose parts are passing was cut already
     for document in documents:
@@ -174,7 +183,7 @@ def _cut_each(
             )
         length = characters[number]
         if document.prompt is not None or document.messages or document.pair:
-            yield document, number >= kept
+            yield document, number >= kept or document.belongs_with in held
         elif not document.more and not done:
             yield from _cut(document, share)
         elif cut or done + len(document.text) < length * (1 - share):

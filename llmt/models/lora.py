@@ -61,6 +61,7 @@ class LoraModel(BaseLanguageModel):
         tuner = self.peft.base_model
         self.budget = RankBudget(tuner, base.core) if hasattr(tuner, "rankallocator") else None
         self._saved_names = self._find_saved_names()
+        self._is_off = False
 
     def hidden_states(
         self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None
@@ -93,13 +94,26 @@ class LoraModel(BaseLanguageModel):
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
         """Within it, this is the base alone, without dropout; then everything is as it was."""
-        training = self.training
-        self.eval()
+        if self._is_off:
+            yield
+            return
+        # peft's own context first takes stock of the whole model, which takes longer than a small step.
+        tuner, training = self.peft.base_model, self.training
+        before = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        if training:
+            self.eval()
+        self._is_off = True
         try:
-            with self.peft.disable_adapter():
-                yield
+            tuner.disable_adapter_layers()
+            yield
         finally:
-            self.train(training)
+            tuner.enable_adapter_layers()  # which trains all of what is active
+            self._is_off = False
+            for parameter, trained in before:
+                if parameter.requires_grad != trained:
+                    parameter.requires_grad_(trained)
+            if training:
+                self.train()
 
     def new_cache(self, batch_size: int, length: int) -> KeyValueCache | None:
         """Room for `batch_size` sequences of `length` tokens."""

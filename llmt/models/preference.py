@@ -54,12 +54,6 @@ class PreferenceLoss:
         chosen, rejected = ratios.unbind(1)
         return self.beta * (chosen - rejected)
 
-    @property
-    def indifferent(self) -> float:
-        """The loss of a model that equals its reference."""
-        nothing = torch.zeros(1, 2, dtype=torch.float64)
-        return float(self.of(nothing, torch.ones_like(nothing)))
-
 
 def count_pairs(labels: Tensor, position_ids: Tensor | None) -> int:
     """Pairs of a batch: half of the documents that hold labels."""

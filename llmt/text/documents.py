@@ -42,3 +42,20 @@ class Document:
     more: bool = False
     answers: int | None = None
     pair: "tuple[()] | tuple[Document, Document]" = ()
+
+    @property
+    def belongs_with(self) -> str:
+        """Documents for which it is the same fall on one side of a split: the text, or of a pair what both answer.
+
+        Pairs that have nothing in common answer nothing that is known, and go by their text.
+        """
+        if not self.pair:
+            return self.text
+        chosen, rejected = self.pair
+        if not chosen.messages:
+            asked = chosen.text[: chosen.prompt]
+        else:
+            equal = [one == other for one, other in zip(chosen.messages, rejected.messages, strict=False)]
+            shared = min([*equal, False].index(False), len(chosen.messages) - 1, len(rejected.messages) - 1)
+            asked = "\n".join(message.content for message in chosen.messages[:shared])
+        return asked if asked.strip() else self.text

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmt.config.names import COLUMN_PARTS
@@ -10,12 +10,13 @@ from llmt.errors import DataError, UsageError
 from llmt.text.columns import no_column, require_text
 from llmt.text.conversations import read_messages
 from llmt.text.documents import Document, Layout
-from llmt.text.preferences import pair_of_texts, pair_of_turns
+from llmt.text.preferences import Known, pair_of_texts, pair_of_turns
 from llmt.text.prompts import ANSWER, INSTRUCTION_INPUT_PROMPT, INSTRUCTION_PROMPT, QUESTION_PROMPT
 from llmt.text.reading import TEXT_COLUMN, DataFormat, Reading
 from llmt.text.rows import Row
 
 _HINT = "--columns PART=COLUMN, with the parts " + ", ".join(COLUMN_PARTS)
+_SYSTEM, _INPUT = "system", "input"
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|([{}])")
 
 
@@ -27,8 +28,8 @@ class _Layout:
     names: Mapping[str, tuple[str, ...]]
     prompt: str = ""
     completion: str = ""
-    optional: str = ""
-    prompt_with_optional: str = ""
+    optional: tuple[str, ...] = ()
+    prompt_with_input: str = ""
     written_as: Layout | None = None
     count: int = 1
 
@@ -37,13 +38,46 @@ class _Layout:
         """The parts that are completions: the last one, or the last ones."""
         return list(self.names)[-self.count :]
 
+    @property
+    def asked(self) -> str:
+        """The part that is answered."""
+        return next(part for part in self.names if part != _SYSTEM)
 
+
+_ANSWERS = {"chosen": ("chosen",), "rejected": ("rejected",)}
 _PREFERENCE = _Layout(
     "preference",
-    {"prompt": ("prompt",), "chosen": ("chosen",), "rejected": ("rejected",)},
-    optional="prompt",
+    {_SYSTEM: (_SYSTEM,), "prompt": ("prompt", "query"), **_ANSWERS},
+    prompt="{prompt}",
+    completion="{answer}",
+    optional=(_SYSTEM, "prompt"),
     count=2,
 )
+_PREFERENCES = (
+    _PREFERENCE,
+    _Layout(
+        "preference",
+        {_SYSTEM: (_SYSTEM,), "question": ("question",), **_ANSWERS},
+        prompt=QUESTION_PROMPT,
+        completion=ANSWER,
+        optional=(_SYSTEM,),
+        written_as="question",
+        count=2,
+    ),
+    _Layout(
+        "preference",
+        {_SYSTEM: (_SYSTEM,), "instruction": ("instruction",), _INPUT: (_INPUT,), **_ANSWERS},
+        prompt=INSTRUCTION_PROMPT,
+        completion="{answer}",
+        optional=(_SYSTEM, _INPUT),
+        prompt_with_input=INSTRUCTION_INPUT_PROMPT,
+        written_as="instruction",
+        count=2,
+    ),
+)
+"""Of these the first whose question is there, or else the first."""
+_ASKED = tuple(name for layout in _PREFERENCES for name in layout.names[layout.asked])
+
 _CONVERSATION = _Layout("conversation", {"messages": ("messages", "conversations")})
 _PAIR = _Layout(
     "instruction",
@@ -52,16 +86,16 @@ _PAIR = _Layout(
     completion="{completion}",
 )
 _LAYOUTS = (
-    _PREFERENCE,
+    *_PREFERENCES,
     _CONVERSATION,
     _PAIR,
     _Layout(
         "instruction",
-        {"instruction": ("instruction",), "input": ("input",), "output": ("output",)},
+        {"instruction": ("instruction",), _INPUT: (_INPUT,), "output": ("output",)},
         prompt=INSTRUCTION_PROMPT,
         completion="{output}",
-        optional="input",
-        prompt_with_optional=INSTRUCTION_INPUT_PROMPT,
+        optional=(_INPUT,),
+        prompt_with_input=INSTRUCTION_INPUT_PROMPT,
         written_as="instruction",
     ),
     _Layout(
@@ -90,6 +124,13 @@ class RowFormat:
     _layout: _Layout | None
     _template: str | None
     _asked: DataFormat | None
+    _names: tuple[str, ...]
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns of a table that are looked at: all where answers hold what they answer, to see that they do."""
+        bare = self._layout is _PREFERENCE and self._template is None and self._parts["prompt"] not in self.columns
+        return tuple(dict.fromkeys((*self.columns, *self._names))) if bare else self.columns
 
     def format_of(self, row: Row) -> DataFormat:
         """What this row is: a prompt and a completion that are both lists of turns are a conversation."""
@@ -106,8 +147,8 @@ class RowFormat:
         if self._layout is None:
             text = _text(row, self.columns[0])
             return Document(text, row.place) if text.strip() else None
-        if self._layout is _PREFERENCE:
-            return self._preference(row)
+        if self._layout in _PREFERENCES:
+            return self._preference(row, self._layout)
         if self.format_of(row) == "conversation":
             return self._conversation(row)
         prompt, completion = self._pair(row, self._layout)
@@ -134,34 +175,84 @@ class RowFormat:
         messages = read_messages(turns, place)
         return Document("\n".join(message.content for message in messages), row.place, messages=messages)
 
-    def _preference(self, row: Row) -> Document | None:
-        """Two answers, as texts or as turns; of whole conversations a prompt that is a text says nothing new."""
+    def _preference(self, row: Row, layout: _Layout) -> Document | None:
+        """Two answers, as texts or as turns."""
         columns = self._parts["chosen"], self._parts["rejected"]
         chosen, rejected = (_value(row, column) for column in columns)
+        if self._template is None and isinstance(chosen, list) and isinstance(rejected, list):
+            return self._turns(row, layout, (chosen, rejected))
+        texts = _text(row, columns[0]), _text(row, columns[1])
         if self._template is not None:
             prompt: str | None = _fill(self._template, lambda column: _text(row, column))
-        elif isinstance(chosen, list) and isinstance(rejected, list):
-            before = row.values.get(self._parts["prompt"])
-            if before is not None and not isinstance(before, str | list):
-                raise _not_turns(row, self._parts["prompt"], before, "name another column: --columns prompt=COLUMN")
-            return pair_of_turns(before if isinstance(before, list) else [], (chosen, rejected), columns, row.place)
+            written_as = None
         else:
-            column = self._parts["prompt"]
-            prompt = _text(row, column) if column in self.columns or column in row.values else None
-        return pair_of_texts(prompt, (_text(row, columns[0]), _text(row, columns[1])), columns, row.place)
+            prompt, written_as = self._asked_of(row, layout), layout.written_as
+            texts = _completed(prompt or "", layout, texts[0]), _completed(prompt or "", layout, texts[1])
+        found = pair_of_texts(prompt, texts, columns, row.place)
+        if prompt is None and found is not None:
+            self._require_read(row, found)
+        return found if found is None else replace(found, layout=written_as)
+
+    def _asked_of(self, row: Row, layout: _Layout) -> str | None:
+        """What both answer, after what the system says; None where the answers hold it.
+
+        Raises:
+            DataError: The system says something, and the answers hold the prompt, into which it cannot be put.
+        """
+        column = self._parts[layout.asked]
+        if layout.asked in layout.optional and column not in self.columns and column not in row.values:
+            if not self._has(row, _SYSTEM):
+                return None
+            raise DataError(
+                f"{row.place}: {row.kind} {self._parts[_SYSTEM]!r} belongs before a prompt, and there is none",
+                "--columns prompt=COLUMN, or leave it out where the answers hold it",
+            )
+        prompt = self._prompt(row, layout)
+        if not self._has(row, _SYSTEM):
+            return prompt
+        return f"{_text(row, self._parts[_SYSTEM])}\n\n{prompt}"
+
+    def _turns(self, row: Row, layout: _Layout, answers: tuple[list[object], list[object]]) -> Document:
+        """Two answers as turns, after those of the prompt; of whole conversations a prompt that is a text is known."""
+        column = self._parts[layout.asked]
+        before = row.values.get(column)
+        if before is not None and not isinstance(before, str | list):
+            raise _not_turns(row, column, before, "name another column: --columns prompt=COLUMN")
+        known = Known(
+            column,
+            _text(row, self._parts[_SYSTEM]) if self._has(row, _SYSTEM) else "",
+            before if isinstance(before, str) and not self._has(row, _INPUT) else "",
+        )
+        columns = self._parts["chosen"], self._parts["rejected"]
+        return pair_of_turns(before if isinstance(before, list) else [], answers, columns, row.place, known)
+
+    def _require_read(self, row: Row, pair: Document) -> None:
+        """Where answers are to hold what they answer, no other column may.
+
+        Raises:
+            DataError: One that usually does is there, or any text where the answers begin with nothing that they share.
+        """
+        texts = [name for name, value in row.values.items() if isinstance(value, str) and value.strip()]
+        begins = any(side.prompt for side in pair.pair)
+        left = [name for name in texts if name not in self.columns and (name in _ASKED or not begins)]
+        if left:
+            raise DataError(
+                f"{row.place}: no {row.kind} is read as the prompt, the answers begin with none, and there is "
+                f"{_listed(left)}",
+                "--columns prompt=COLUMN, or leave out what is no prompt",
+            )
 
     def _pair(self, row: Row, layout: _Layout) -> tuple[str, str]:
         completion = _text(row, self._parts[layout.answers[0]])
         if self._template is not None:
             prompt = _fill(self._template, lambda column: _text(row, column))
         else:
-            shape = layout.prompt
-            if layout.optional and self._has(row, layout.optional):
-                shape = layout.prompt_with_optional
-            prompt = _fill(shape, lambda part: _text(row, self._parts[part]))
-        # A prompt that ends in white space has what stands before a completion already.
-        shape = layout.completion.lstrip() if prompt[-1:].isspace() else layout.completion
-        return prompt, _fill(shape, lambda _: completion) if completion else ""
+            prompt = self._prompt(row, layout)
+        return prompt, _completed(prompt, layout, completion)
+
+    def _prompt(self, row: Row, layout: _Layout) -> str:
+        shape = layout.prompt_with_input if layout.prompt_with_input and self._has(row, _INPUT) else layout.prompt
+        return _fill(shape, lambda part: _text(row, self._parts[part]))
 
     def _has(self, row: Row, part: str) -> bool:
         """Whether a part that may be left out is there; of another type than text it is an error later."""
@@ -169,12 +260,19 @@ class RowFormat:
         return value is not None and (not isinstance(value, str) or bool(value.strip()))
 
 
+def _completed(prompt: str, layout: _Layout, completion: str) -> str:
+    """The completion as its layout writes it; a prompt that ends in white space has what stands before it already."""
+    shape = layout.completion.lstrip() if prompt[-1:].isspace() else layout.completion
+    return _fill(shape, lambda _: completion) if completion.strip() else completion
+
+
 def recognise(
     names: Sequence[str], reading: Reading, place: str, kind: Literal["field", "column"] = "column"
 ) -> RowFormat:
     """What rows with these columns are: the kind that was named, else the first that its columns are enough for.
 
-    Pairs come first (`chosen` with `rejected`), then conversations (`messages`, `conversations`), `prompt` with
+    Pairs come first (`chosen` with `rejected`; what they answer is in `prompt` or `query`, in `question`, in
+    `instruction` with `input`, or in both), then conversations (`messages`, `conversations`), `prompt` with
     `completion` or `response`, `instruction` with `output`, `question` with `answer`, and then plain text.
 
     Args:
@@ -190,9 +288,10 @@ def recognise(
     _require_sense(reading)
     if _is_text(reading):
         return _plain(names, reading, place, kind)
-    for layout in _candidates(reading):
+    for layout in _one_of_pairs(_candidates(reading), names, reading):
         parts = _parts(layout, names, reading)
-        needed = [part for part in layout.names if part != layout.optional and not _is_replaced(part, layout, reading)]
+        always = [part for part in layout.names if part not in layout.optional]
+        needed = [part for part in always if not _is_replaced(part, layout, reading)]
         if _is_named(layout, reading) or not any(part not in parts for part in needed):
             for part in needed:
                 if parts.get(part) not in names:
@@ -229,7 +328,7 @@ def _candidates(reading: Reading) -> list[_Layout]:
     if reading.format == "conversation":
         return [layout for layout in found if layout in (_CONVERSATION, _PAIR)]
     if reading.format == "preference":
-        return [layout for layout in found if layout is _PREFERENCE]
+        return [layout for layout in found if layout in _PREFERENCES]
     if reading.format == "instruction":
         return [layout for layout in found if layout.format == "instruction"]
     if reading.prompt_template is not None:
@@ -237,9 +336,21 @@ def _candidates(reading: Reading) -> list[_Layout]:
     return found
 
 
+def _one_of_pairs(found: Sequence[_Layout], names: Sequence[str], reading: Reading) -> list[_Layout]:
+    """The same with at most one kind of pairs: the one whose question is mapped, or else there."""
+    pairs = [layout for layout in found if layout in _PREFERENCES]
+    if reading.prompt_template is not None:
+        there: list[_Layout] = []
+    else:
+        there = [layout for layout in pairs if layout.asked in reading.columns]
+        there += [layout for layout in pairs if any(name in names for name in layout.names[layout.asked])]
+    kept = (there or pairs)[:1]
+    return [layout for layout in found if layout in kept or layout not in _PREFERENCES]
+
+
 def _is_named(layout: _Layout, reading: Reading) -> bool:
     """Whether a mapped column says that rows are of this kind; of pairs it is an answer that says so."""
-    return any(part in reading.columns for part in (layout.answers if layout is _PREFERENCE else layout.names))
+    return any(part in reading.columns for part in (layout.answers if layout in _PREFERENCES else layout.names))
 
 
 def _parts(layout: _Layout, names: Sequence[str], reading: Reading) -> dict[str, str]:
@@ -258,16 +369,17 @@ def _is_replaced(part: str, layout: _Layout, reading: Reading) -> bool:
 def _made(
     layout: _Layout, parts: dict[str, str], names: Sequence[str], reading: Reading, place: str, kind: str
 ) -> RowFormat:
-    if layout.optional in reading.columns and parts[layout.optional] not in names:
-        raise _missing(place, kind, parts[layout.optional], names)
+    for part in layout.optional:
+        if part in reading.columns and parts[part] not in names:
+            raise _missing(place, kind, parts[part], names)
     template = reading.prompt_template
     if template is not None:
         parts = {part: parts[part] for part in layout.answers}
         read = (*_columns_of(template, names, place, kind), *parts.values())
     else:
         read = tuple(parts.values())
-        if layout.optional:  # the first row need not have it
-            parts.setdefault(layout.optional, layout.names[layout.optional][0])
+        for part in layout.optional:  # the first row need not have it
+            parts.setdefault(part, layout.names[part][0])
     is_conversation = layout is _CONVERSATION or reading.format == "conversation"
     return RowFormat(
         "conversation" if is_conversation else layout.format,
@@ -276,13 +388,14 @@ def _made(
         layout,
         template,
         "instruction" if template is not None else reading.format,
+        tuple(names),
     )
 
 
 def _plain(names: Sequence[str], reading: Reading, place: str, kind: str) -> RowFormat:
     if reading.text_column not in names:
         raise no_column(place, kind, reading.text_column, names)
-    return RowFormat("text", (reading.text_column,), {}, None, None, reading.format)
+    return RowFormat("text", (reading.text_column,), {}, None, None, reading.format, tuple(names))
 
 
 def _columns_of(template: str, names: Sequence[str], place: str, kind: str) -> tuple[str, ...]:

@@ -1,10 +1,27 @@
 """a prompt, the chosen and the rejected of two answers -> a pair of documents."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llmt.errors import DataError
 from llmt.text.conversations import read_messages
 from llmt.text.documents import Document, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What columns say of both conversations of a pair.
+
+    Attributes:
+        column: Holds what is asked.
+        system: What opens both; empty says nothing of it.
+        asked: The last turn of the user that both have; empty says nothing of it.
+    """
+
+    column: str = "prompt"
+    system: str = ""
+    asked: str = ""
+
 
 _HINT = "take the row out, or pass over so many with --skip-bad NUMBER"
 
@@ -40,7 +57,11 @@ def pair_of_texts(
 
 
 def pair_of_turns(
-    prompt: Sequence[object], answers: tuple[list[object], list[object]], columns: tuple[str, str], place: str
+    prompt: Sequence[object],
+    answers: tuple[list[object], list[object]],
+    columns: tuple[str, str],
+    place: str,
+    known: Known = Known(),
 ) -> Document:
     """Two answers as turns; what is learnt are those of the assistant after the turns that both have.
 
@@ -49,12 +70,15 @@ def pair_of_turns(
         answers: The turns of the chosen and of the rejected answer, or whole conversations.
         columns: What errors call them.
         place: Where they came from.
+        known: What other columns say of both.
 
     Raises:
-        DataError: They are no conversations, an answer has no turn of the assistant, or both are the same.
+        DataError: They are no conversations, an answer has no turn of the assistant, both are the same, they answer
+            different turns, or they are not what is known of them.
     """
     chosen, rejected = (
-        read_messages([*prompt, *turns], f"{place}: {column!r}") for column, turns in zip(columns, answers, strict=True)
+        _opened(read_messages([*prompt, *turns], f"{place}: {column!r}"), known.system, f"{place}: {column!r}")
+        for column, turns in zip(columns, answers, strict=True)
     )
     _require_different(_to_the_last_answer(chosen) != _to_the_last_answer(rejected), columns, place)
     equal = (one == other for one, other in zip(chosen, rejected, strict=False))
@@ -65,7 +89,38 @@ def pair_of_turns(
         if not learnt:
             raise DataError(f"{place}: {column!r} has no turn of the assistant after those that both have", _HINT)
         sides.append(Document(_said(messages), place, messages=messages, answers=learnt))
+    _require_one_question(chosen, rejected, shared, columns, place)
+    last = next((message.content for message in reversed(chosen[:shared]) if message.role == "user"), "")
+    if known.asked.strip() not in ("", last.strip()):
+        raise DataError(
+            f"{place}: {known.column!r} is not the last turn of the user that both have",
+            "correct it or take it out, or pass over so many rows with --skip-bad NUMBER",
+        )
     return Document(f"{sides[0].text}\n{_said(rejected[shared:])}", place, pair=(sides[0], sides[1]))
+
+
+def _opened(messages: tuple[Message, ...], system: str, place: str) -> tuple[Message, ...]:
+    """The conversation with what the system says before it, unless it begins with that."""
+    if not system.strip():
+        return messages
+    if messages[0].role != "system":
+        return (Message("system", system), *messages)
+    if messages[0].content.strip() != system.strip():
+        raise DataError(f"{place}: its system turn is another one than the system column's", _HINT)
+    return messages
+
+
+def _require_one_question(
+    chosen: Sequence[Message], rejected: Sequence[Message], shared: int, columns: tuple[str, str], place: str
+) -> None:
+    """The first turns that differ are the assistant's: otherwise they answer something else each."""
+    one, other = chosen[shared], rejected[shared]
+    if not one.role == other.role == "assistant":
+        raise DataError(
+            f"{place}: {columns[0]!r} and {columns[1]!r} differ in turn {shared + 1}, which is {one.role}'s and "
+            f"{other.role}'s: they do not answer the same",
+            _HINT,
+        )
 
 
 def _shared_text(one: str, other: str) -> str:

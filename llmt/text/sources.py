@@ -311,7 +311,7 @@ class _Argument:
         return read_rows(path, self._reading, self._choose(source.name) if is_table else None, start)
 
     def _choose(self, place: str) -> Callable[[Sequence[str]], Sequence[str]]:
-        return lambda names: recognise(names, self._reading, place, "column").columns
+        return lambda names: recognise(names, self._reading, place, "column").needed
 
     def _say(self, source: Source, kind: DataFormat, columns: tuple[str, ...]) -> None:
         if self._said != (kind, columns) and self._reading.on_format is not None:

@@ -46,7 +46,7 @@ from llmt.training.limits import total_steps
 from llmt.training.loop import TrainingLoop, Validation
 from llmt.training.micro_batch import largest_micro_batch
 from llmt.training.model import companion_of, compile_blocks, go_back, make_model, restore, take_model
-from llmt.training.objective import check_asked, check_data, objective_of, preference_loss
+from llmt.training.objective import check_asked, check_data, objective_of
 from llmt.training.optim import Optimizer
 from llmt.training.pace import limits_of, schedule_of
 from llmt.training.resume import check_same_run, pin_plan, regroups, share_step
@@ -379,7 +379,7 @@ def _equip(loop: TrainingLoop, prepared: Prepared, runtime: Runtime, *, fresh: b
     loop.objective = objective_of(config.training)
     loop.guard = Guard(model, loop.optimizer, fresh=fresh, own=isinstance(model, TransformerLM | LoraModel))
     if config.training.objective == "dpo":
-        loop.guard.compares = Compared(preference_loss(config.training), fresh=prepared.checkpoint is None)
+        loop.guard.compares = Compared.of(config.lora, fresh=prepared.checkpoint is None)
     loop.validation = _validation(prepared, runtime)
     if config.training.ema_decay is not None:
         loop.average = Average(loop.optimizer, config.training.ema_decay)

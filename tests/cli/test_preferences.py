@@ -69,6 +69,44 @@ def test_train_and_eval(inside: Any, place: Path) -> None:
     )
 
 
+def test_an_adapter_is_measured_as_its_own_run_did(inside: Any, place: Path) -> None:
+    """Whether it is named itself or put on its base: its columns, its loss and its block size, not the base's."""
+    rows = [{"q": f"the sea {n % 9}", "chosen": " bright", "rejected": f" dark {n % 4}"} for n in range(60)]
+    (place / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    flags = ("--data", "asked.jsonl", "--columns", "prompt=q", "--dpo-loss", "hinge", "--dpo-beta", "0.3",
+             "--block-size", "30", "--learning-rate", "1e-2", "--max-steps", "5", *SMALL)  # fmt: skip
+    said = inside("train", "dpo", *flags, cwd=place)
+    assert said.code == 0, said.err
+    for data in ((), ("--data", "asked.jsonl")):
+        own = _values(inside("eval", "runs/dpo-lora", *data, "--json", cwd=place))
+        put_on = _values(inside("eval", "runs/quickstart", "--adapter", "runs/dpo-lora", *data, "--json", cwd=place))
+        assert put_on == own
+        assert (own["block_size"], own["reward_accuracy"] > 0) == (30, True)
+        assert own["loss"] == pytest.approx(1 - own["reward_margin"], rel=1e-4)
+
+
+def test_pairs_that_are_too_long_are_measured_as_asked(inside: Any, place: Path) -> None:
+    """`--truncation` leaves them out or cuts them, and says how many; without it what to type is in the hint."""
+    rows = [{"prompt": "the sea", "chosen": " bright", "rejected": f" dark {n}"} for n in range(4)]
+    (place / "more.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    rows[1]["chosen"] = " bright" * 400
+    (place / "long.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    sft = ("--lora", "--data", "ask.jsonl", "--train-on-prompt", "--packing", "blocks", "--no-document-mask")
+    asked = [{"question": f"Is it {n}?", "answer": f"It is {n}."} for n in range(200)]
+    (place / "ask.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
+    said = inside("train", *sft, "--max-steps", "2", "--block-size", "32", *SMALL, cwd=place)
+    assert said.code == 0, said.err
+    measure = ("eval", "runs/lora", "--data")
+    assert _values(inside(*measure, "more.jsonl", "--json", cwd=place))["pairs"] == 4
+    _refused(inside(*measure, "long.jsonl", cwd=place), 3, "long.jsonl:2: a pair of", "--truncation truncate or drop")
+    left = _values(inside(*measure, "long.jsonl", "--truncation", "drop", "--json", cwd=place))
+    assert (left["pairs"], left["left_out"]) == (3, 1)
+    cut = _values(inside(*measure, "long.jsonl", "--truncation", "truncate", "--json", cwd=place))
+    assert (cut["pairs"], cut["cut_off"]) == (4, 1)
+    assert "left out" in inside(*measure, "long.jsonl", "--truncation", "drop", cwd=place).out
+    _refused(inside(*measure, "text.txt", "--truncation", "drop", cwd=place), 2, "cut into blocks", "leave it out")
+
+
 def test_train_says_its_result_as_json(inside: Any, place: Path) -> None:
     """`--objective dpo` alone takes the template; `--json` holds the same numbers."""
     flags = ("--objective", "dpo", "--beta", "0.3", "--loss-type", "hinge", "--data", "pairs.jsonl", "--max-steps", "3")

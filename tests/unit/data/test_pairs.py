@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmt.config.data import DataConfig
+from llmt.data.assign import Assignment
 from llmt.data.batch import IGNORED
 from llmt.data.loader import evaluation_batches
 from llmt.data.packing import pack
@@ -21,6 +23,7 @@ from llmt.data.prepare import prepare_shards
 from llmt.data.ready import ReadyData, ready_data
 from llmt.data.shards import ShardSet, ShardWriter, open_shards
 from llmt.errors import DataError
+from llmt.text.reading import Reading
 from llmt.tokenizers.base import Tokenizer
 from llmt.tokenizers.load import load_tokenizer
 from llmt.tokenizers.train import train_tokenizer
@@ -143,7 +146,7 @@ def test_batches_hold_whole_pairs(tmp_path: Path, tokenizer: Tokenizer, packing:
 
 
 def test_a_row_counts_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """In documents, held-out ones and repeated ones; what is held out is decided by all of its text."""
+    """In documents, held-out ones and repeated ones; what repeats is decided by all of its text."""
     data = _ready(tmp_path, tokenizer, [*ROWS, ROWS[3]])
     text = data.audit.text
     assert (text.documents, text.pairs, text.supervised, text.conversations) == (61, 61, 61, 0)
@@ -155,11 +158,65 @@ def test_a_row_counts_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
     again = _ready(tmp_path, tokenizer, [*ROWS, ROWS[3]], deduplicate=True)
     assert again.audit.text.deduplicated == 1
     assert again.prepared.train[0].documents + again.validation.shards.documents == 120  # type: ignore[union-attr]
-    # The prompt alone decides nothing, nor does one answer.
-    same = [{"prompt": "a", "chosen": " yes", "rejected": f" no {n}"} for n in range(400)]
-    held = _ready(tmp_path, tokenizer, same, validation_split=None).audit.text
+
+
+def _pairs_of(prompts: int, each: int, *, turns: bool) -> list[dict[str, Any]]:
+    """Several pairs of each prompt, texts or turns."""
+    rows: list[dict[str, Any]] = []
+    for prompt in range(prompts):
+        for answer in range(each):
+            texts = {"chosen": f" yes {answer}", "rejected": f" no {answer}"}
+            if turns:
+                asked = {"role": "user", "content": f"What is {prompt}?"}
+                rows.append(
+                    {part: [asked, {"role": "assistant", "content": text}] for part, text in texts.items()}
+                )  # fmt: skip
+            else:
+                rows.append({"prompt": f"What is {prompt}?", **texts})
+    return rows
+
+
+def _asked(config: DataConfig) -> dict[str, list[str]]:
+    """What is asked on each side, once for each pair."""
+    found: dict[str, list[str]] = {"train": [], "validation": []}
+    for document, place in Assignment(config, Reading.of(config)).documents():
+        asked = re.findall(r"What is \d+\?", document.text)
+        assert len(asked) == 1
+        found[place.split] += asked
+    return found
+
+
+@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("prompts", [3, 100])
+def test_all_pairs_of_a_prompt_fall_on_one_side(tmp_path: Path, prompts: int, *, turns: bool) -> None:
+    """Of many rows as of few, and where the held-out ones stand in a file of their own."""
+    rows, path = _pairs_of(prompts, 4, turns=turns), tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = DataConfig.model_validate({"sources": [str(path)], "validation_split": 0.2})
+    found = _asked(config)
+    assert sum(map(len, found.values())) == len(rows)
+    assert min(map(len, found.values())) > 0
+    assert not set(found["train"]) & set(found["validation"])
+    held = tmp_path / "held.jsonl"
+    held.write_text("\n".join(json.dumps(row) for row in rows[1::8]))
+    config = DataConfig.model_validate({"sources": [str(path)], "validation_sources": [str(held)]})
+    assignment = Assignment(config, Reading.of(config))
+    places = [place.split for _, place in assignment.documents()]
+    asked = len(rows[1::8])
+    assert (places.count("validation"), places.count("train")) == (asked, len(rows) - 4 * asked)
+    assert (assignment.overlap.count, assignment.overlap_share) == (4 * asked, 1.0)
+
+
+def test_few_pairs_of_one_prompt_are_divided(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """There is nothing else to be held out; of many it is an error. Pairs without a prompt go by their text."""
+    rows = _pairs_of(1, 10, turns=False)
+    assert _ready(tmp_path, tokenizer, rows, validation_split=None).audit.text.held_out_documents == 1
+    with pytest.raises(DataError, match="all pairs answer what held-out ones do") as caught:
+        _ready(tmp_path, tokenizer, _pairs_of(1, 30, turns=False))
+    assert "data.validation_split=0" in caught.value.hint
+    bare = [{"chosen": f"yes{n}", "rejected": f"no{n}"} for n in range(400)]
+    held = _ready(tmp_path, tokenizer, bare, validation_split=None).audit.text
     assert 5 <= held.held_out_documents <= 40
-    assert held.duplicates.count == 0
 
 
 def test_few_pairs_are_held_out_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -250,7 +307,7 @@ def test_only_the_last_turns_are_learnt(tmp_path: Path, tokenizer: Tokenizer) ->
 )
 def test_what_pairs_cannot_be(tmp_path: Path, tokenizer: Tokenizer, options: dict[str, Any], words: str) -> None:
     """Settings that would part them, or mix what they are, are refused with what to do."""
-    rows = [{**row, "prompt": "a longer prompt than fits"} for row in ROWS]
+    rows = [{**row, "prompt": f"a longer prompt than fits {number}"} for number, row in enumerate(ROWS)]
     with pytest.raises(DataError, match=words) as caught:
         _ready(tmp_path, tokenizer, rows, **options)
     assert caught.value.hint

@@ -1,5 +1,6 @@
 """Rows with a chosen and a rejected answer to pairs of documents."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from llmt.text.documents import Document, Message
 from llmt.text.formats import recognise
 from llmt.text.reading import Reading
 from llmt.text.rows import Row
+from llmt.text.sources import open_documents
 
 USER = {"role": "user", "content": "hi"}
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -61,6 +63,84 @@ def test_pairs_of_texts(values: dict[str, Any], expected: tuple[str, str, str]) 
     assert _split(values) == expected
 
 
+ASKED = "Question: why?\nAnswer:"
+DO = "### Instruction:\nadd\n\n### Response:\n"
+DO_WITH = "### Instruction:\nadd\n\n### Input:\n1 2\n\n### Response:\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "prompt", "answers", "layout"),
+    [
+        ({"question": "why?"}, ASKED, (" b", " c"), "question"),
+        ({"system": "Be brief.", "question": "why?"}, f"Be brief.\n\n{ASKED}", (" b", " c"), "question"),
+        ({"system": "", "question": "why?"}, ASKED, (" b", " c"), "question"),
+        ({"system": None, "question": "why?"}, ASKED, (" b", " c"), "question"),
+        ({"instruction": "add"}, DO, ("b", "c"), "instruction"),
+        ({"instruction": "add", "input": "1 2"}, DO_WITH, ("b", "c"), "instruction"),
+        ({"system": "Be brief.", "instruction": "add", "input": ""}, f"Be brief.\n\n{DO}", ("b", "c"), "instruction"),
+        ({"query": "why? "}, "why? ", ("b", "c"), None),
+        ({"system": "Be brief.", "prompt": "why? "}, "Be brief.\n\nwhy? ", ("b", "c"), None),
+        ({"prompt": "why? ", "question": "else"}, "why? ", ("b", "c"), None),
+    ],
+)  # fmt: skip
+def test_what_is_asked_in_other_columns(
+    asked: dict[str, Any], prompt: str, answers: tuple[str, str], layout: str | None
+) -> None:
+    """It is written as for rows with one answer, after what the system says, in front of both answers."""
+    values = {**asked, "chosen": "b", "rejected": "c"}
+    assert _split(values) == (prompt, *answers)
+    assert _read(values).layout == layout
+    supervised = {"question": "answer", "instruction": "output"}
+    single = {name: value for name, value in asked.items() if name != "system"}
+    if layout is not None:
+        row = {**single, supervised[layout]: "b"}
+        alone = recognise(list(row), Reading(), "f").document(Row("f:1", row))
+        assert alone is not None
+        chosen = _read({**single, "chosen": "b", "rejected": "c"}).pair[0]
+        assert (chosen.text, chosen.prompt, layout) == (alone.text, alone.prompt, alone.layout)
+
+
+def test_what_is_asked_may_be_mapped() -> None:
+    """As question, instruction, prompt or system; what was said of the answers stays."""
+    row = {"q": "why?", "s": "Be brief.", "good": "b", "bad": "c"}
+    answers = {"chosen": "good", "rejected": "bad"}
+    assert _split(row, columns={"question": "q", **answers}) == (ASKED, " b", " c")
+    assert _split(row, columns={"system": "s", "prompt": "q", **answers}) == ("Be brief.\n\nwhy?", "b", "c")
+    assert _split(row, columns={"instruction": "q", "input": "s", **answers})[0].startswith("### Instruction:\nwhy?")
+    found = recognise(["question", "answer"], Reading(columns={"question": "question"}), "f")
+    assert found.format == "instruction"
+
+
+@pytest.mark.parametrize(
+    ("values", "first", "named"),
+    [
+        ({"text": "why?", "chosen": "yes", "rejected": "no"}, None, "text"),
+        ({"question": "why?", "chosen": "yes", "rejected": "no"}, {"chosen": "a", "rejected": "b"}, "question"),
+        ({"query": "why?", "chosen": "the a", "rejected": "the b"}, {"chosen": "a", "rejected": "b"}, "query"),
+        ({"system": "Be brief.", "chosen": "the a", "rejected": "the b"}, None, "'system' belongs before a prompt"),
+    ],
+)
+def test_what_is_asked_is_never_dropped(values: dict[str, Any], first: dict[str, Any] | None, named: str) -> None:
+    """Where answers do not hold it, a column with text that nobody reads is an error that says how to name it."""
+    with pytest.raises(DataError, match=f"f:1: .*{named}") as caught:
+        _read(values, first)
+    assert "--columns prompt=COLUMN" in caught.value.hint
+
+
+def test_tables_are_looked_at_whole_where_no_prompt_is_read(tmp_path: Path) -> None:
+    """So that a column of theirs is missed as one of rows is; otherwise only what is needed is read."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"asked": ["why?"], "chosen": ["yes"], "rejected": ["no"]}), path)
+    with pytest.raises(DataError, match="there is asked"):
+        list(open_documents([str(path)], Reading()))
+    (document,) = open_documents([str(path)], Reading(columns={"prompt": "asked"}))
+    assert document.pair[0].text == "why?yes"
+    names = ["id", "prompt", "chosen", "rejected"]
+    assert recognise(names, Reading(), "f").needed == ("prompt", "chosen", "rejected")
+
+
 def test_mapped_columns_and_templates() -> None:
     """Parts have other columns by `columns`, and prompts another layout by `prompt_template`."""
     row = {"question": "a", "good": "b", "bad": "c"}
@@ -107,6 +187,46 @@ def test_pairs_of_conversations(values: dict[str, Any], learnt: tuple[int, int])
         assert side.answers == count
         assert (side.prompt, side.source) == (None, "f:1")
     assert all(turn["content"] in document.text for part in ("chosen", "rejected") for turn in values[part])
+
+
+def test_the_system_column_opens_both_conversations() -> None:
+    """Unless they begin with it already."""
+    pair = {"chosen": [USER, _says("b")], "rejected": [USER, _says("c")]}
+    opened = {part: [SYSTEM, *turns] for part, turns in pair.items()}
+    expected = _read(opened)
+    assert _read({"system": SYSTEM["content"], **pair}) == expected
+    assert _read({"system": SYSTEM["content"], **opened}) == expected
+    assert _read({"system": " ", **opened}) == expected
+    assert _read({"question": "hi", **opened}) == expected
+
+
+OTHER = {"role": "user", "content": "ho"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"chosen": [USER, _says("b")], "rejected": [OTHER, _says("c")]}, "differ in turn 1, which is user's and"),
+        ({"chosen": [SYSTEM, USER, _says("b")], "rejected": [USER, _says("c")]}, "turn 1, which is system's and"),
+        ({"chosen": [USER, _says("a"), USER, _says("b")], "rejected": [USER, _says("a"), OTHER, _says("b")]}, "turn 3"),
+        ({"prompt": "ho", "chosen": [USER, _says("b")], "rejected": [USER, _says("c")]}, "'prompt' is not the last"),
+        ({"query": "ho", "chosen": [USER, _says("b")], "rejected": [USER, _says("c")]}, "'query' is not the last"),
+        (
+            {"prompt": "hi", "chosen": [USER, _says("a"), OTHER, _says("b")],
+             "rejected": [USER, _says("a"), OTHER, _says("c")]},
+            "'prompt' is not the last turn",
+        ),
+        (
+            {"system": "be long", "chosen": [SYSTEM, USER, _says("b")], "rejected": [SYSTEM, USER, _says("c")]},
+            "'chosen': its system turn is another one",
+        ),
+    ],
+)  # fmt: skip
+def test_answers_to_different_turns_are_no_pair(values: dict[str, Any], words: str) -> None:
+    """The shared turns are the same up to the assistant's, and those that other columns name; errors name the row."""
+    with pytest.raises(DataError, match=f"f:1: .*{words}") as caught:
+        _read(values)
+    assert "--skip-bad" in caught.value.hint
 
 
 def test_a_row_with_no_text_at_all_is_empty() -> None:

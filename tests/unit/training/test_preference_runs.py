@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from llmt.models.open import open_model
 from llmt.training.build import with_sources
 from llmt.training.resume import check_same_config
 from llmt.training.runtime import Runtime
-from llmt.training.sanity import Compared, check_preferences
+from llmt.training.sanity import check_preferences
 from llmt.training.step import Stepper
 
 COLOURS = ("red", "green", "blue", "grey", "black")
@@ -207,6 +208,7 @@ def test_data_and_objective_have_to_fit(lab: Any, base: Path, pairs: Path) -> No
     [
         ({"lora__bias": "all"}, "the base is the reference"),
         ({"lora__init": "pissa"}, "the base is the reference"),
+        ({"lora__method": "adalora"}, "lora.method adalora: its penalty"),
         ({"data__streaming": True, "data__validation_split": 0}, "a stream has no pairs"),
         ({"training__dpo_loss": "ipo", "training__dpo_label_smoothing": 0.1}, "dpo_label_smoothing"),
         ({"training__dpo_label_smoothing": 0.5}, "dpo_label_smoothing"),
@@ -235,18 +237,42 @@ def test_an_adapter_that_is_not_its_reference_is_found(lab: Any, base: Path, pai
     with torch.no_grad():
         for weight in run.trainer.optimizer.weights:
             weight.master.add_(0.1)
-    with pytest.raises(DivergedError, match="first loss of a fresh adapter"):
+    with pytest.raises(DivergedError, match="a fresh adapter changes"):
         next(run.trainer.run())
     batch = next(iter(evaluation_batches(run.prepared.corpus.data.train.parts[0], 2)))
     assert run.trainer.guard is not None
     known = run.trainer.guard.compares
     assert known is not None
-    check_preferences(run.trainer.model, batch, Compared(known.loss, fresh=False))
+    check_preferences(run.trainer.model, batch, replace(known, fresh=False))
     inner = run.trainer.model.base
     whole = inner.label_nats
     inner.label_nats = lambda *row, **positions: 2 * whole(*row, **positions)
     with pytest.raises(DivergedError, match="one by one"):
         check_preferences(run.trainer.model, batch, known)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lora__method": "dora"}, {"lora__method": "hra"}, {"lora__init": "orthogonal"}], ids=str
+)
+def test_rounding_is_no_preference(lab: Any, base: Path, pairs: Path, settings: dict[str, Any]) -> None:
+    """A fresh adapter that equals its reference but for rounding to bf16 may begin, however strongly it is asked."""
+    config = _config(
+        lab, pairs, training__precision="bf16", training__dpo_beta=1e4, training__max_steps=1, lora__r=8, **settings
+    )
+    assert len(lab.run(config, "run", base=base).reports) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_slight_difference_is_found(lab: Any, base: Path, pairs: Path, precision: str) -> None:
+    """Numbers of 0.01 in the second half of a fresh adapter, however weakly it is asked."""
+    run = lab.build(_config(lab, pairs, training__precision=precision, training__dpo_beta=1e-3), base=base)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in run.trainer.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
+    with pytest.raises(DivergedError, match="a fresh adapter changes"):
+        next(run.trainer.run())
 
 
 def test_steps_without_a_validation_set(lab: Any, base: Path, pairs: Path) -> None:
