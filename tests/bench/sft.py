@@ -50,11 +50,13 @@ class Rows:
         train: To learn.
         held_out: To measure on.
         counts: How many there are of each, and how many are too long.
+        block_size: Tokens of a sequence, no more than the base reads.
     """
 
     train: Path
     held_out: Path
     counts: dict[str, int]
+    block_size: int
 
 
 def arguments() -> argparse.Namespace:
@@ -106,23 +108,24 @@ def train_base(directory: Path, folder: Path, minutes: float) -> float:
 
 
 def divide(questions: Path, base: Path, folder: Path, most: int) -> Rows:
-    """Write the questions that fit into a sequence of `BLOCK` tokens to two files."""
+    """Write the questions that fit into a sequence to two files."""
     from llmt.text.prompts import ANSWER, QUESTION_PROMPT
     from llmt.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(base)
+    block_size = min(BLOCK, json.loads((base / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
     kept: tuple[list[str], list[str]] = ([], [])
     lines = questions.read_text(encoding="utf-8").splitlines()[: most or None]
     for number, line in enumerate(lines):
         row = json.loads(line)
         prompt, answer = QUESTION_PROMPT.format(**row), ANSWER.format(**row)
-        if len(tokenizer.encode(prompt)) + len(tokenizer.encode(answer)) < BLOCK:  # and the end of text
+        if len(tokenizer.encode(prompt)) + len(tokenizer.encode(answer)) < block_size:  # and the end of text
             kept[number % HELD_OUT == 0].append(line)
     paths = (folder / "train.jsonl", folder / "held-out.jsonl")
     for path, found in zip(paths, kept, strict=True):
         path.write_text("\n".join(found) + "\n", encoding="utf-8")
     learnt, held = map(len, kept)
-    return Rows(*paths, {"train": learnt, "held_out": held, "too_long": len(lines) - learnt - held})
+    return Rows(*paths, {"train": learnt, "held_out": held, "too_long": len(lines) - learnt - held}, block_size)
 
 
 def settings(base: Path, rows: Rows, run: Path, adapter: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -130,7 +133,8 @@ def settings(base: Path, rows: Rows, run: Path, adapter: dict[str, Any], **more:
     return {
         "output_dir": str(run), "base": str(base), "seed": more.get("seed", 42),
         "lora": {"enabled": bool(adapter), **adapter},
-        "data": {"sources": [str(rows.train)], "validation_sources": [str(rows.held_out)], "block_size": BLOCK,
+        "data": {"sources": [str(rows.train)], "validation_sources": [str(rows.held_out)],
+                 "block_size": rows.block_size,
                  "cache_dir": str(run.parent / "cache"), **more.get("data", {})},
         "training": {"per_device_train_batch_size": BATCH, "optimizer": "adamw", "lr_scheduler_type": "linear",
                      "eval_strategy": "no", "save_steps": 1_000_000, **more["training"]},
@@ -227,7 +231,7 @@ def compare(asked: argparse.Namespace, source: Path) -> dict[str, Any]:
         base = resolve_model_directory(named)
         rows = divide(source / QUESTIONS, base, folder, asked.rows)
         found = {"bench": "sft", "parameters": load_model(base).num_parameters(), "rows": rows.counts,
-                 "block_size": BLOCK, "batch_size": BATCH, "r": asked.r,
+                 "block_size": rows.block_size, "batch_size": BATCH, "r": asked.r,
                  "base_seconds": seconds if seconds is None else round(seconds, 1)}  # fmt: skip
         if "learning" in asked.parts.split(","):
             found |= learning(asked, base, rows, folder)
