@@ -32,7 +32,7 @@ from llmt.models.lora import LoraModel
 from llmt.models.peft_methods import configure, require_peft
 from llmt.models.quantized import require_4bit
 from llmt.models.transformer import TransformerLM
-from llmt.system.allocator import reuse_memory
+from llmt.system.allocator import KeptMemory, reuse_memory
 from llmt.system.estimate import Workload, checkpoint_bytes
 from llmt.system.machine import inspect_machine, measure_speed, try_compile
 from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, memory_line, needed_bytes, plan_run
@@ -374,6 +374,7 @@ def _equip(loop: TrainingLoop, prepared: Prepared, runtime: Runtime, *, fresh: b
     """What a loop does beside its steps."""
     config, model = prepared.config, loop.model
     loop.fingerprint, loop.notes = prepared.fingerprint, prepared.notes
+    loop.kept_memory = KeptMemory() if prepared.plan.reuse_memory else None
     if isinstance(model, LoraModel):
         model.trained_on = prepared.fingerprint["base"]
     loop.objective = objective_of(config.training)

@@ -13,6 +13,7 @@ from llmt.data.batch import Batch
 from llmt.data.loader import BatchLoader
 from llmt.errors import DivergedError, Interrupted, StorageError
 from llmt.models.base import BaseLanguageModel
+from llmt.system.allocator import KeptMemory
 from llmt.system.memory import process_memory
 from llmt.training.average import Average
 from llmt.training.divergence import watch_loss
@@ -113,6 +114,7 @@ class TrainingLoop:
         go_back: Puts everything where the last checkpoint left it, and tells which damaged ones it passed over, None
             where there was none; None where a run that diverges is not tried again.
         guard: Watches the steps, above all the first; None watches nothing.
+        kept_memory: Gives back what steps of unlike shapes leave behind; None where nothing is kept.
         fingerprint: What the run depends on; kept in every checkpoint.
         notes: Why a resumed run is not the same bit for bit, one phrase each.
         stop_signal: Number of the signal that asked to stop; 0 before one did.
@@ -144,6 +146,7 @@ class TrainingLoop:
         self.sampler: Callable[[], Iterator[str]] | None = None
         self.go_back: Callable[[], list[str] | None] | None = None
         self.guard: Guard | None = None
+        self.kept_memory: KeptMemory | None = None
         self.fingerprint: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()
         self.seed = seed
@@ -375,8 +378,11 @@ class TrainingLoop:
         if best or last or limits.save.due(step, *moment):
             checkpoint, refused = self._save(required=last)
             report["warnings"] += refused
+        held = process_memory()
+        if self.kept_memory is not None:
+            self.kept_memory.after_step(held)
         return StepReport(
-            step=step, epoch=now, tokens=self.state.tokens, seconds=seconds, memory=process_memory(),
+            step=step, epoch=now, tokens=self.state.tokens, seconds=seconds, memory=held,
             evaluation=evaluation, checkpoint=checkpoint, is_best=best, sample=sample, **report,
         )  # fmt: skip
 

@@ -42,3 +42,30 @@ def test_memory_is_filled_once_and_can_be_given_back() -> None:
     assert held > 0.9 * SIZE
     assert returned < 0.1 * SIZE
     assert later < 0.1 * SIZE
+
+
+GROWN = """
+import torch
+from llmt.system.allocator import KeptMemory, reuse_memory
+from llmt.system.memory import process_memory
+
+reuse_memory()
+kept = KeptMemory()
+first = process_memory()
+looked = [kept.after_step(first), kept.after_step(first)]
+blocks = [torch.ones(64, 1024, 256) for _ in range(8)]
+del blocks
+held = process_memory()
+looked += [kept.after_step(held), kept.after_step(process_memory()), kept.after_step(process_memory())]
+print(first, held, process_memory(), *map(int, looked))
+"""
+
+
+@pytest.mark.skipif(not can_reuse_memory(), reason="the C library is not glibc")
+def test_what_was_kept_without_need_is_given_back() -> None:
+    """A process that holds half a gigabyte more than after its first step gives it back, once, and else nothing."""
+    done = subprocess.run([sys.executable, "-c", GROWN], capture_output=True, text=True, check=True, timeout=120)
+    first, held, later, *looked = map(int, done.stdout.split())
+    assert held - first > 7 * SIZE
+    assert later - first < SIZE
+    assert looked == [0, 0, 1, 0, 0]
