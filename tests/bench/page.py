@@ -17,7 +17,7 @@ from tests.faults.harness.picture import BLUE, GREEN, GREY, RED, Colour, Picture
 
 DOCS = Path(__file__).parents[2] / "docs"
 FIGURES = DOCS / "figures"
-PAGES = (DOCS / "performance.md", DOCS / "cpu.md")
+PAGES = (DOCS / "performance.md", DOCS / "cpu.md", DOCS / "fine-tuning.md")
 
 WHAT = {
     "llmt": "llmt, its default optimizer (Muon and AdamW)",
