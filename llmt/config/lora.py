@@ -76,5 +76,7 @@ class LoraConfig(Section):
         if self.quantize != "none" and self.method not in IN_4_BITS:
             raise ValueError(f"quantize {self.quantize}: goes with {', '.join(IN_4_BITS)}, not with {self.method}")
         if self.init in (*CHANGES_BASE, "mica") and self.quantize != "none":
-            raise ValueError(f"init {self.init} changes the base, which quantize {self.quantize} holds in 4 bits")
+            raise ValueError(
+                f"init {self.init} is taken from the base's weights, which quantize {self.quantize} rounds"
+            )
         return self

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from llmt.checkpoints import layout
+from llmt.config.lora import CHANGES_BASE
 from llmt.errors import ModelFileError
 
 PREFIX = "base_model.model."
@@ -43,12 +44,13 @@ _FLAGS = {
 }  # fmt: skip
 _NAMES = {"modules_to_save", "feedforward_modules"}
 _PATTERNS = {"rank_pattern", "alpha_pattern"}
-_WORDS: Mapping[str, tuple[Any, ...]] = {
-    "bias": ("none", "all", "lora_only"),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "mica", "eva", "pissa", "olora"),
-}
 LEAVES_BASE = (True, False, "gaussian", "orthogonal", "mica", "eva")
 """First numbers of an adapter, as peft calls them, for which the base keeps its own."""
+
+_WORDS: Mapping[str, tuple[Any, ...]] = {
+    "bias": ("none", "all", "lora_only"),
+    "init_lora_weights": (*LEAVES_BASE, *CHANGES_BASE),
+}
 
 
 def read_adapter_config(directory: Path) -> dict[str, Any]:

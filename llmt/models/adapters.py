@@ -1,6 +1,7 @@
 """Several adapters on one base that is in memory once, of which one is on it, or none."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from llmt.config.names import BASE
 from llmt.errors import ModelFileError, UsageError
 from llmt.models.adapter_files import LEAVES_BASE, read_adapter_config
 from llmt.models.base import BaseLanguageModel
-from llmt.models.identity import check_base
+from llmt.models.identity import check_base, weights_hash
 from llmt.models.load import load_model
 from llmt.models.lora import load_adapter
 from llmt.models.open import base_of, is_adapter, tokenizer_directory
@@ -41,6 +42,7 @@ class AdapterSet:
     def __init__(self, base: BaseLanguageModel, directory: Path) -> None:
         self.folders: dict[str, Path] = {BASE: directory}
         self.active = BASE
+        self._hash_of = cache(weights_hash)  # all of the base is read for it
         self._base = base.eval()
         self._models: dict[str, BaseLanguageModel] = {BASE: base}
         self._states: dict[str, _State] = {BASE: _state_of(base)}
@@ -70,7 +72,7 @@ class AdapterSet:
         if name in self.folders:
             raise UsageError(f"adapter {name}: the name is taken", f"--adapter OTHER={directory}")
         folder = resolve_model_directory(directory)
-        check_base(folder, self.folders[BASE])
+        check_base(folder, self.folders[BASE], self._hash_of)
         _restore(self._states[BASE])
         try:
             _own_what_changes(self._base, read_adapter_config(folder))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -42,8 +43,13 @@ def weights_hash(directory: Path) -> str:
     return total.hexdigest()
 
 
-def check_base(adapter: Path, base: Path) -> None:
+def check_base(adapter: Path, base: Path, hash_of: Callable[[Path], str] = weights_hash) -> None:
     """The base is the one that an adapter was trained on, where the adapter says which.
+
+    Args:
+        adapter: Its directory.
+        base: That of the model it is to be put on.
+        hash_of: Gives the hash of the base; asked only where the adapter has one to compare.
 
     Raises:
         MismatchError: It is another.
@@ -51,7 +57,7 @@ def check_base(adapter: Path, base: Path) -> None:
     """
     with open_weights(adapter / layout.ADAPTER_MODEL) as reader:
         trained_on = reader.metadata.get(layout.BASE_HASH)
-    if trained_on is not None and trained_on != weights_hash(base):
+    if trained_on is not None and trained_on != hash_of(base):
         raise MismatchError(
             f"{adapter}: was trained on another base than {base}, whose weights differ",
             f"llmt generate {adapter}   takes the base that it names",

@@ -16,6 +16,7 @@ from llmt.config.lora import LoraConfig
 from llmt.config.names import BASE
 from llmt.errors import MismatchError, ModelFileError, UsageError
 from llmt.models.adapters import open_adapters
+from llmt.models.identity import weights_hash
 from llmt.models.load import load_model
 from llmt.models.lora import LoraModel, add_lora, load_adapter, write_adapter
 from llmt.models.transformer import TransformerLM
@@ -184,3 +185,18 @@ def test_names(base: Path, folders: dict[str, Path]) -> None:
     assert (list(plain.folders), plain.active) == ([BASE], BASE)
     with pytest.raises(ModelFileError, match="is an adapter itself"):
         open_adapters(folders["a"], {"b": folders["b"]}, "cpu")
+
+
+def test_another_base_is_refused_and_looked_at_once(base: Path, make: Make, tmp_path: Path) -> None:
+    """Each adapter is compared with the base, whose numbers are read once; one of another base is refused."""
+    folders = {}
+    for name in ("a", "b"):
+        model = add_lora(load_model(base), LoraConfig(enabled=True, r=2))
+        model.trained_on = weights_hash(base)
+        folders[name] = _write(model, base, tmp_path / name, 1)
+    several = open_adapters(base, folders, "cpu")
+    info = several._hash_of.cache_info()
+    assert (info.misses, info.hits) == (1, 1)
+    make(seed=3, num_key_value_heads=2).save_pretrained(tmp_path / "other")
+    with pytest.raises(MismatchError, match="another base"):
+        open_adapters(tmp_path / "other", folders, "cpu")
