@@ -20,8 +20,8 @@ HONOURED: dict[str, tuple[str, ...]] = {
 }
 """Method -> those of its settings that mean something for it, beside the layers."""
 
-IN_4_BITS = ("lora", "rslora", "dora", "adalora", "ia3")
-"""Methods that peft puts around layers in 4 bits."""
+IN_4_BITS = ("lora", "rslora", "dora")
+"""Methods that learn around layers in 4 bits in every precision: peft's others fail in bf16."""
 
 CHANGES_BASE = ("pissa", "olora")
 """First numbers that are taken out of the base's weights."""

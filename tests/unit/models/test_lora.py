@@ -285,7 +285,8 @@ def test_what_a_base_cannot_have(base: Path, settings: dict[str, Any], said: tup
 @pytest.mark.parametrize("settings", [
     {"method": "ia3", "r": 4}, {"method": "vera", "alpha": 32}, {"method": "miss", "init": "pissa"},
     {"init": "orthogonal", "r": 3}, {"init": "pissa", "quantize": "4bit"}, {"r": 0}, {"method": "hra", "r": 3},
-    {"method": "hra", "r": 4, "quantize": "4bit"},
+    {"method": "hra", "r": 4, "quantize": "4bit"}, {"method": "ia3", "quantize": "4bit"},
+    {"method": "adalora", "quantize": "4bit"},
 ], ids=str)  # fmt: skip
 def test_settings_that_a_method_has_not(settings: dict[str, Any]) -> None:
     """A setting that a method would not read, or that cannot be, is refused, and the method's own are not."""
