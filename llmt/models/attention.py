@@ -1,10 +1,13 @@
 """queries, keys, values -> mixed values, by whichever exact way is fastest on the device."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmt.models.dropout import dropout as drop
+from llmt.models.dropout import draw_kept
 
 ROWS = 128
 """Query rows of one block on the CPU: the keys after a block's last row are never multiplied."""
@@ -55,24 +58,82 @@ def causal_attention(
 def blocked_attention(
     query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0, visible: Tensor | None = None
 ) -> Tensor:
-    """`causal_attention` for T = S as batched products over blocks of query rows.
+    """`causal_attention` for T = S on the CPU, as batched products over blocks of query rows.
 
-    On CPUs with bf16 products this beats the fused kernel, forward and backward; the softmax is in fp32.
+    With bf16 products this beats the fused kernel, forward and backward. The softmax is in fp32 and is not kept for
+    the backward pass, which makes it again: keeping it would take more memory than all else that a block keeps. It can
+    be differentiated once.
     """
-    _, H, T, E = query.shape
-    groups = H // key.shape[1]
+    groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    query = query * E**-0.5
-    mixed = []
-    for start in range(0, T, ROWS):
-        end = min(start + ROWS, T)
-        scores = query[:, :, start:end] @ key[:, :, :end].transpose(-1, -2)  # (B, H, rows, end)
-        if visible is None:
-            hidden = torch.ones(end - start, end, dtype=torch.bool, device=query.device).triu(start + 1)
-        else:
-            hidden = ~visible[:, :, start:end, :end]
-        weights = scores.float().masked_fill(hidden, float("-inf")).softmax(-1).to(query.dtype)
-        weights = drop(weights, dropout) if dropout else weights
-        mixed.append(weights @ value[:, :, :end])  # (B, H, rows, E)
-    return torch.cat(mixed, dim=2)
+    found: Tensor = _BlockedAttention.apply(query * query.shape[-1] ** -0.5, key, value, dropout, visible)
+    return found
+
+
+class _BlockedAttention(torch.autograd.Function):
+    """`(B, H, T, E)` queries, scaled already, keys and values to `(B, H, T, E)`."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, dropout: float, visible: Tensor | None) -> Tensor:
+        mixed, drawn = [], []
+        for start, end in _blocks(query.shape[2]):
+            weights = _weights(query[:, :, start:end], key[:, :, :end], start, visible).to(query.dtype)
+            if dropout:
+                kept, ctx.scale = draw_kept(weights, dropout)
+                weights = weights * kept * ctx.scale
+                drawn.append(kept)
+            mixed.append(weights @ value[:, :, :end])  # (B, H, rows, E)
+        ctx.save_for_backward(query, key, value, visible, *drawn)
+        return torch.cat(mixed, dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, visible, *drawn = ctx.saved_tensors
+        by_query, by_key, by_value = [], torch.zeros_like(key), torch.zeros_like(value)
+        for number, (start, end) in enumerate(_blocks(query.shape[2])):
+            by_mixed = slope[:, :, start:end]
+            rows, seen = after(query[:, :, start:end], by_mixed), key[:, :, :end]
+            weights = _weights(rows, seen, start, visible)
+            used, by_weights = weights.to(query.dtype), by_mixed @ value[:, :, :end].transpose(-1, -2)
+            if drawn:
+                used, by_weights = used * drawn[number] * ctx.scale, by_weights * drawn[number] * ctx.scale
+            by_scores = _softmax_slopes(by_weights.to(weights.dtype), weights).to(query.dtype)
+            by_query.append(by_scores @ seen)
+            by_key[:, :, :end] += by_scores.transpose(-1, -2) @ rows
+            by_value[:, :, :end] += used.transpose(-1, -2) @ by_mixed
+        return torch.cat(by_query, dim=2), by_key, by_value, None, None
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    """First row of each block, and the one after its last."""
+    return ((start, min(start + ROWS, length)) for start in range(0, length, ROWS))
+
+
+def _weights(rows: Tensor, seen: Tensor, start: int, visible: Tensor | None) -> Tensor:
+    """`(B, H, rows, E)` queries from row `start` on, and all keys until their last, to `(B, H, rows, end)` in fp32."""
+    scores = rows @ seen.transpose(-1, -2)
+    length, end = scores.shape[-2:]
+    if visible is None:
+        hidden = torch.ones(length, end, dtype=torch.bool, device=rows.device).triu(start + 1)
+    else:
+        hidden = ~visible[:, :, start:end, :end]
+    return scores.float().masked_fill(hidden, float("-inf")).softmax(-1)
+
+
+def _softmax_slopes(slopes: Tensor, weights: Tensor) -> Tensor:
+    """Slopes of what a softmax got, from those of the weights that it gave."""
+    found: Tensor = torch.ops.aten._softmax_backward_data(slopes, weights, -1, weights.dtype)
+    return found
+
+
+# A compiler that sees the same product in both passes would compute it once and keep it, which is not what is wanted.
+@torch.library.custom_op("llmt::after", mutates_args=())
+def after(x: Tensor, slope: Tensor) -> Tensor:
+    """A copy of `x` that exists only once `slope` does."""
+    return x.clone()
+
+
+@after.register_fake
+def _(x: Tensor, slope: Tensor) -> Tensor:
+    return torch.empty_like(x)

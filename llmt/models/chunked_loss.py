@@ -17,6 +17,9 @@ PIECE = 1 << 23
 FEWEST_ROWS = 256
 """Rows of a piece at least: with fewer, adding up the head's gradient would take longer than its products."""
 
+HEAD_ROWS = 4096
+"""Tokens of the vocabulary whose gradients of one piece exist at once."""
+
 CACHED_ROWS = 16
 """Rows whose softmax is taken at once on a CPU: in fp32 they stay in its cache."""
 
@@ -68,8 +71,15 @@ def _walk(hidden: Tensor, weight: Tensor, labels: Tensor, by_hidden: Tensor | No
         if by_hidden is not None:
             torch.mm(logits, weight, out=by_hidden[piece])
         if by_weight is not None:
-            by_weight += logits.T @ rows
+            _add_products(by_weight, logits, rows)
     return nats
+
+
+def _add_products(by_weight: Tensor, slopes: Tensor, rows: Tensor) -> None:
+    """Add the head's gradient of one piece, a few tokens at a time: the sum in another format takes a copy of both."""
+    for start in range(0, len(by_weight), HEAD_ROWS):
+        tokens = slice(start, start + HEAD_ROWS)
+        by_weight[tokens] += slopes[:, tokens].T @ rows
 
 
 def _to_slopes(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -117,7 +127,7 @@ class _EachNats(torch.autograd.Function):
             if by_hidden is not None:
                 torch.mm(by_logits, weight, out=by_hidden[piece])
             if by_weight is not None:
-                by_weight += by_logits.T @ rows
+                _add_products(by_weight, by_logits, rows)
         return by_hidden, None if by_weight is None else by_weight.to(weight.dtype), None
 
 

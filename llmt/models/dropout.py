@@ -24,9 +24,14 @@ def dropout(x: Tensor, share: float) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.dropout(x, share)
+    kept, scale = draw_kept(x, share)
+    return x * kept * scale
+
+
+def draw_kept(like: Tensor, share: float) -> tuple[Tensor, float]:
+    """Which values of a tensor on the CPU are not dropped, and what these are multiplied by."""
     below = min(round(share * STEPS), STEPS - 1)
-    kept = draw_bits(x) >= below - STEPS // 2
-    return x * kept * (STEPS / (STEPS - below))
+    return draw_bits(like) >= below - STEPS // 2, STEPS / (STEPS - below)
 
 
 # Not recomputed in a backward pass, where it would be other bits; and the same bits compiled or not.

@@ -25,8 +25,12 @@ def can_reuse_memory() -> bool:
 
 
 def reuse_memory() -> None:
-    """Keep what this process frees for what it asks for next. Only where `can_reuse_memory` says so."""
+    """Keep what this process frees from now on for what it asks for next. Only where `can_reuse_memory` says so.
+
+    What it has freed before is given back: where weights were drawn and rounded, the holes are too small for a step.
+    """
     libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, -1)  # as a size this is the largest
 

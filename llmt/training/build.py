@@ -327,8 +327,6 @@ def build_trainer(
     config, corpus, data = prepared.config, prepared.corpus, prepared.corpus.data
     runtime = runtime or Runtime()
     torch.set_num_threads(prepared.plan.threads)
-    if prepared.plan.reuse_memory:
-        reuse_memory()
     if own is None:
         model, exact = make_model(config, prepared.plan, corpus.tokenizer, prepared.origin)
     else:
@@ -340,6 +338,9 @@ def build_trainer(
         )
     compile_blocks(model, prepared.plan)
     optimizer = Optimizer(model, config.training, exact, companion_of(model))
+    del exact  # the optimizer has its own, and a step wants the room
+    if prepared.plan.reuse_memory:
+        reuse_memory()
     prepared = _tried(prepared, model, optimizer, runtime)
     plan = prepared.plan
     source = None if prepared.checkpoint is None else prepared.checkpoint.step

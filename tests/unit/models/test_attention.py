@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmt.models.attention import blocked_attention, causal_attention, document_visibility
+from llmt.models.attention import ROWS, blocked_attention, causal_attention, document_visibility
+from llmt.models.dropout import dropout as drop
 from llmt.models.transformer import TransformerLM
 
 Make = Callable[..., TransformerLM]
@@ -59,6 +60,47 @@ def test_documents_of_a_row_are_apart(lengths: tuple[int, ...], K: int, blocked:
         assert mine.grad is not None
         assert theirs.grad is not None
         assert float((mine.grad - theirs.grad).abs().max()) <= 2e-6 * max(float(theirs.grad.abs().max()), 1.0)
+
+
+@pytest.mark.parametrize("T", [1, 128, 300])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_slopes_are_those_of_the_plain_formula(T: int, dropout: float) -> None:
+    """With the same weights dropped, forward and backward are what torch derives from softmax(q k / sqrt(E)) v."""
+    ours, plain = _inputs(T, 2, torch.float32), _inputs(T, 2, torch.float32)
+    torch.manual_seed(3)
+    mixed = blocked_attention(*ours, dropout=dropout)
+    torch.manual_seed(3)
+    query, key, value = plain[0], *(x.repeat_interleave(2, dim=1) for x in plain[1:])
+    rows = []
+    for start in range(0, T, ROWS):
+        end = min(start + ROWS, T)
+        scores = query[:, :, start:end] @ key[:, :, :end].transpose(-1, -2) / query.shape[-1] ** 0.5
+        weights = scores.masked_fill(torch.ones(end - start, end).triu(start + 1) > 0, float("-inf")).softmax(-1)
+        rows.append((drop(weights, dropout) if dropout else weights) @ value[:, :, :end])
+    expected = torch.cat(rows, dim=2)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    (mixed * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert torch.allclose(mixed, expected, atol=2e-6)
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert float((mine.grad - theirs.grad).abs().max()) <= 3e-6 * max(float(theirs.grad.abs().max()), 1.0)
+
+
+def test_nothing_of_the_size_of_the_scores_is_kept() -> None:
+    """For the backward pass queries, keys and values are kept, and of their product nothing."""
+    ours, kept = _inputs(512, 4, torch.bfloat16), dict[int, int]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mixed = blocked_attention(*ours)
+    mixed.sum().backward()
+    assert sum(kept.values()) == 3 * ours[0].nbytes  # the scaled queries are no leaf, keys and values are
 
 
 @pytest.mark.parametrize("T", [1, 3, 5])

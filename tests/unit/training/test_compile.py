@@ -75,6 +75,8 @@ def parts_of(block: Block, model: TransformerLM, settings: dict[str, bool]) -> d
             kept = graph.graph.find_nodes(op="output")[0].args[0][1:]
             found[name] = {
                 "products": sum("aten.mm" in one or "aten.bmm" in one for one in called),
+                "widest": max(node.meta["val"].numel() for node in kept if hasattr(node, "meta") and "val" in node.meta
+                              and isinstance(node.meta["val"], torch.Tensor) and node.meta["val"].is_floating_point()),
                 "draws": sum("draw_bits" in one for one in called),
                 "kept": sum(node.meta["val"].nbytes for node in kept if hasattr(node, "meta") and "val" in node.meta
                             and isinstance(node.meta["val"], torch.Tensor)),
@@ -83,13 +85,13 @@ def parts_of(block: Block, model: TransformerLM, settings: dict[str, bool]) -> d
 
         return seen
 
-    hidden = torch.randn(4, 64, 64, dtype=torch.bfloat16, requires_grad=True)
+    hidden = torch.randn(4, 128, 64, dtype=torch.bfloat16, requires_grad=True)
     with functorch.patch(settings):
         traced = aot_module(
             block, fw_compiler=look("forward"), bw_compiler=look("backward"),
             partition_fn=min_cut_rematerialization_partition, decompositions=select_decomp_table(),
         )  # fmt: skip
-        traced(hidden, model._rotation(torch.arange(64), hidden.dtype)).sum().backward()
+        traced(hidden, model._rotation(torch.arange(128), hidden.dtype)).sum().backward()
     return found
 
 
@@ -101,6 +103,7 @@ def test_a_compiled_block_keeps_less_and_repeats_neither_products_nor_draws() ->
     assert isinstance(block, Block)
     plain, frugal = (parts_of(block, model, settings) for settings in ({}, FRUGAL))
     assert frugal["forward"]["kept"] < 0.8 * plain["forward"]["kept"]
+    assert frugal["forward"]["widest"] == 4 * 128 * 176  # the gates; the scores would be 4 x 2 x 128 x 128
     assert frugal["forward"]["draws"] == 3  # the attention weights, and two on the way back into the residual stream
     assert frugal["backward"]["draws"] == 0
     for name in ("forward", "backward"):
