@@ -93,7 +93,8 @@ def _check_device(info: DeviceInfo, machine: Machine, *, named: bool) -> Iterato
     yield Check(info.kind, "ok", f"{info.name}{memory}; forward and backward came out right")
     threads = machine.threads_from_environment or machine.cores
     speed = measure_speed(info.kind, threads)
-    detail = f"fp32 {speed.fp32 / 1e9:.0f} GFLOP/s, bf16 {speed.bf16 / 1e9:.0f} GFLOP/s ({speed.bf16_gain:.2g}x)"
+    other = f" ({speed.onednn / 1e9:.0f} by oneDNN)" if speed.onednn else ""
+    detail = f"fp32 {speed.fp32 / 1e9:.0f} GFLOP/s{other}, bf16 {speed.bf16 / 1e9:.0f} GFLOP/s ({speed.bf16_gain:.2g}x)"
     yield Check(f"{info.kind} speed", "ok", detail)
 
 

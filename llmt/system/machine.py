@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from llmt.errors import DeviceError, MissingPackageError, UsageError
 from llmt.system.memory import busy_cores, get_memory_usage, physical_cores
+from llmt.system.products import as_before, can_use_onednn, use_onednn
 
 DEVICE_ORDER = ("cuda", "mps", "cpu")
 FAST_BF16 = 1.3
@@ -85,19 +86,21 @@ class Speed:
     """Measured speed of matrix products on one device.
 
     Attributes:
-        fp32: Floating-point operations per second in fp32.
+        fp32: Floating-point operations per second in fp32, as torch multiplies by itself.
         bf16: The same in bf16; 0 where it is not supported.
         busy_cores: Cores that other processes kept busy meanwhile, where the CPU computes.
+        onednn: The same in fp32 by oneDNN; 0 where that is not to be used.
     """
 
     fp32: float
     bf16: float
     busy_cores: float = 0.0
+    onednn: float = 0.0
 
     @property
     def bf16_gain(self) -> float:
-        """How many times faster bf16 is."""
-        return self.bf16 / self.fp32
+        """How many times faster bf16 is than the faster library's fp32."""
+        return self.bf16 / max(self.fp32, self.onednn)
 
 
 def use_portable_numerics() -> None:
@@ -233,7 +236,8 @@ def measure_speed(kind: str, threads: int) -> Speed:
     """
     import torch
 
-    fp32 = bf16 = 0.0
+    fp32 = bf16 = onednn = 0.0
+    both = kind == "cpu" and can_use_onednn()
     busy = busy_cores() if kind == "cpu" else 0.0
     # Where other processes hold the cores, threads wait for each other at every product: one by itself may be faster.
     for number in dict.fromkeys((1, threads) if kind == "cpu" else (threads,)):
@@ -241,7 +245,11 @@ def measure_speed(kind: str, threads: int) -> Speed:
         fp32 = max(fp32, _product_speed(kind, torch.float32))
         with suppress(RuntimeError, TypeError):  # older GPUs have no bf16
             bf16 = max(bf16, _product_speed(kind, torch.bfloat16))
-    return Speed(fp32, bf16, busy)
+        if both:
+            with as_before():
+                use_onednn()
+                onednn = max(onednn, _product_speed(kind, torch.float32))
+    return Speed(fp32, bf16, busy, onednn)
 
 
 def _product_speed(kind: str, dtype: object) -> float:

@@ -36,6 +36,7 @@ from llmt.system.allocator import KeptMemory, reuse_memory
 from llmt.system.estimate import Workload, checkpoint_bytes
 from llmt.system.machine import inspect_machine, measure_speed, try_compile
 from llmt.system.plan import PlanLine, RunPlan, choose_device, choose_threads, memory_line, needed_bytes, plan_run
+from llmt.system.products import use_onednn
 from llmt.training.average import Average
 from llmt.training.corpus import Corpus, Progress, check_fits, prepare_corpus
 from llmt.training.directory import clear_directory
@@ -327,18 +328,9 @@ def build_trainer(
     config, corpus, data = prepared.config, prepared.corpus, prepared.corpus.data
     runtime = runtime or Runtime()
     torch.set_num_threads(prepared.plan.threads)
-    if own is None:
-        model, exact = make_model(config, prepared.plan, corpus.tokenizer, prepared.origin)
-    else:
-        model, exact = take_model(config, prepared.plan, own)
-    if data.masks and not keeps_documents_apart(model):
-        raise MismatchError(
-            "data.document_mask: this model reads across the documents of a sequence",
-            "--no-document-mask, or for pairs another base",
-        )
-    compile_blocks(model, prepared.plan)
-    optimizer = Optimizer(model, config.training, exact, companion_of(model))
-    del exact  # the optimizer has its own, and a step wants the room
+    if prepared.plan.fp32_products == "onednn":
+        use_onednn()
+    model, optimizer = _model_and_optimizer(prepared, own)
     if prepared.plan.reuse_memory:
         reuse_memory()
     prepared = _tried(prepared, model, optimizer, runtime)
@@ -369,6 +361,22 @@ def build_trainer(
     runtime.prepare(model, optimizer)
     runtime.on_main(lambda: _begin(prepared, keeper, loop.state.step, overwrite=overwrite))
     return loop, keeper
+
+
+def _model_and_optimizer(prepared: Prepared, own: BaseLanguageModel | None) -> tuple[BaseLanguageModel, Optimizer]:
+    """What is trained, and what moves it."""
+    config, corpus = prepared.config, prepared.corpus
+    if own is None:
+        model, exact = make_model(config, prepared.plan, corpus.tokenizer, prepared.origin)
+    else:
+        model, exact = take_model(config, prepared.plan, own)
+    if corpus.data.masks and not keeps_documents_apart(model):
+        raise MismatchError(
+            "data.document_mask: this model reads across the documents of a sequence",
+            "--no-document-mask, or for pairs another base",
+        )
+    compile_blocks(model, prepared.plan)
+    return model, Optimizer(model, config.training, exact, companion_of(model))
 
 
 def _equip(loop: TrainingLoop, prepared: Prepared, runtime: Runtime, *, fresh: bool) -> None:

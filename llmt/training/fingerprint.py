@@ -44,6 +44,7 @@ def fingerprint_of(config: TrainConfig, plan: RunPlan, world_size: int, facts: M
         "torch": torch.__version__,
         "device": plan.device,
         "precision": plan.precision,
+        "fp32_products": plan.fp32_products,
         "threads": plan.threads,
         "compile": plan.compile,
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -33,7 +33,7 @@ MAY_DIFFER = {
 PASSES = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
 """Settings that a resume may change together: a step has as many sequences as before."""
 
-PINNED = ("precision", "threads", "micro_batch", "compile")
+PINNED = ("precision", "fp32_products", "threads", "micro_batch", "compile")
 """Decisions that a resume takes over where they were left open, so that the numbers stay the same bit for bit."""
 
 

@@ -26,6 +26,7 @@ from llmt.system.allocator import can_reuse_memory, return_memory
 from llmt.system.estimate import Workload
 from llmt.system.machine import inspect_machine, use_portable_numerics
 from llmt.system.plan import PlanLine, choose_backend, choose_device, choose_threads
+from llmt.system.products import as_before
 from llmt.tokenizers.huggingface import as_tokenizer
 from llmt.training.corpus import Corpus, check_fits
 from llmt.training.directory import claim_directory, held, run_directory
@@ -336,7 +337,7 @@ def _check_settings(directory: Path, config: TrainConfig) -> None:
 
 @contextmanager
 def _process(config: TrainConfig) -> Iterator[Runtime]:
-    """This process as the only one of a run, with its threads; afterwards they are as they were."""
+    """This process as the only one of a run, with its threads and libraries; afterwards they are as they were."""
     if world_size() > 1:
         raise UsageError(
             f"Trainer: trains in one process, and a launcher started {world_size()}", "torchrun -m llmt train"
@@ -348,7 +349,8 @@ def _process(config: TrainConfig) -> Iterator[Runtime]:
     torch.set_num_threads(choose_threads(config.threads, machine).value)
     runtime = open_runtime(config, device.kind, choose_backend(config, device).value)
     try:
-        yield runtime
+        with as_before():
+            yield runtime
     finally:
         runtime.close()
         torch.set_num_threads(before)

@@ -13,7 +13,15 @@ from llmt.config.run import TrainConfig
 from llmt.errors import DeviceError, OutOfMemoryError
 from llmt.system.estimate import Workload, checkpoint_bytes, training_bytes
 from llmt.system.machine import DeviceInfo, Machine, Speed
-from llmt.system.plan import RunPlan, choose_backend, choose_device, choose_precision, choose_threads, plan_run
+from llmt.system.plan import (
+    RunPlan,
+    choose_backend,
+    choose_device,
+    choose_precision,
+    choose_products,
+    choose_threads,
+    plan_run,
+)
 
 MB, GB = 10**6, 10**9
 CPU = DeviceInfo("cpu", "Some CPU", True, "", 64 * GB)
@@ -305,14 +313,29 @@ def test_the_backend_speaks_of_the_processes_that_there_are(config: int, world_s
     assert said in reason(made, "distributed_backend")
 
 
+@pytest.mark.parametrize(("precision", "portable", "onednn", "value", "said"), [
+    ("fp32", False, 1.5e11, "onednn", "1.5x as fast"),
+    ("fp32", False, 0.9e11, "onednn", "0.9x as fast"),  # two runs alike are to compute alike, on a slow minute too
+    ("fp32", False, 0.0, "torch", "serves this processor"),
+    ("fp32", True, 1.5e11, "torch", "portable_numerics"),
+    ("bf16", False, 1.5e11, "torch", "in bf16"),
+])  # fmt: skip
+def test_the_library_of_fp32_products(precision: str, portable: bool, onednn: float, value: str, said: str) -> None:
+    """oneDNN multiplies where a run computes in fp32 and it may be used, whichever was the faster just now."""
+    config = TrainConfig.model_validate({"portable_numerics": portable})
+    line = choose_products(config, precision, Speed(1e11, 2e11, onednn=onednn))
+    assert line.value == value
+    assert said in line.reason
+
+
 def test_every_decision_has_a_reason() -> None:
     """The plan has a line for every decision, agrees with them, and can be written as JSON."""
     made = plan(training={"max_steps": 100})
     values = json.loads(json.dumps(made.values()))
     lines = {line.name: line for line in made.lines}
     assert list(lines) == [
-        "device", "precision", "threads", "micro_batch", "accumulation", "num_workers", "pin_memory", "reuse_memory",
-        "compile", "distributed_backend", "memory", "steps",
+        "device", "precision", "fp32_products", "threads", "micro_batch", "accumulation", "num_workers", "pin_memory",
+        "reuse_memory", "compile", "distributed_backend", "memory", "steps",
     ]  # fmt: skip
     assert all(line.reason for line in made.lines)
     assert all(values[name] == line.value for name, line in lines.items() if name not in ("memory", "steps"))

@@ -397,9 +397,9 @@ def test_a_step_is_shared_by_other_processes(processes: int, expected: tuple[int
 
 def _plan(micro_batch: int, accumulation: int) -> RunPlan:
     return RunPlan(
-        device="cpu", precision="fp32", threads=1, micro_batch=micro_batch, accumulation=accumulation, num_workers=0,
-        pin_memory=False, reuse_memory=False, compile=False, distributed_backend="gloo", total_steps=1,
-        estimated_bytes=1, lines=(),
+        device="cpu", precision="fp32", fp32_products="torch", threads=1, micro_batch=micro_batch,
+        accumulation=accumulation, num_workers=0, pin_memory=False, reuse_memory=False, compile=False,
+        distributed_backend="gloo", total_steps=1, estimated_bytes=1, lines=(),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from llmt.config.run import TrainConfig
 from llmt.data.batch import IGNORED
 from llmt.errors import BusyOutputError, ConfigError, DataError, MismatchError, UsageError
 from llmt.models.fresh import new_model
+from llmt.system.products import can_use_onednn
 from llmt.tokenizers.base import special_ids
 from llmt.tokenizers.bpe import train_bpe
 from llmt.tokenizers.train import train_tokenizer
@@ -322,13 +323,16 @@ def test_through_accelerate(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_one_process_with_its_threads(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads are as they were afterwards; a launcher of several processes is refused before anything is written."""
+    """Threads and libraries are as they were afterwards; a launcher of several is refused before it writes anything."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         trainer = Trainer(_model(tokenizer.vocab_size), tokenizer, TEXTS, output_dir=tmp_path / "run", **SETTINGS)
-        assert {torch.get_num_threads() for _ in trainer.run()} == {1}
-        assert torch.get_num_threads() == 2
+        libraries = torch.backends.mkldnn.matmul
+        library = libraries.fp32_precision
+        meanwhile = {(torch.get_num_threads(), libraries.fp32_precision) for _ in trainer.run()}
+        assert meanwhile == {(1, "bf16" if can_use_onednn() else library)}
+        assert (torch.get_num_threads(), libraries.fp32_precision) == (2, library)
     finally:
         torch.set_num_threads(before)
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
