@@ -13,6 +13,10 @@ ROWS = 128
 """Query rows of one block on the CPU: the keys after a block's last row are never multiplied."""
 
 
+LONGEST_IN_FP32 = 512
+"""Tokens up to which blocks are faster than the fused kernel in fp32, where oneDNN multiplies."""
+
+
 def document_visibility(position_ids: Tensor) -> Tensor:
     """Which inputs see which: `(B, 1, T, T)`, true for a key of the same document that does not stand behind.
 
@@ -25,7 +29,13 @@ def document_visibility(position_ids: Tensor) -> Tensor:
 
 
 def causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0, visible: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    dropout: float = 0.0,
+    visible: Tensor | None = None,
+    fp32_blocks: bool = False,
 ) -> Tensor:
     """Attention in which a token sees itself and what stands before it.
 
@@ -37,6 +47,7 @@ def causal_attention(
         value: `(B, K, S, E)`.
         dropout: Share of attention weights dropped.
         visible: `(B, 1, T, T)`, what each query sees, where it is not all that stands before it.
+        fp32_blocks: oneDNN multiplies in fp32: short sequences go by blocks in training on a CPU, as all do in bf16.
 
     Returns:
         `(B, H, T, E)`.
@@ -44,7 +55,8 @@ def causal_attention(
     T, S = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
     if T == S and T > 1:
-        if query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        blocks = query.dtype == torch.bfloat16 or (fp32_blocks and T <= LONGEST_IN_FP32)
+        if query.device.type == "cpu" and blocks and torch.is_grad_enabled():
             return blocked_attention(query, key, value, dropout=dropout, visible=visible)
         if visible is not None:
             return F.scaled_dot_product_attention(

@@ -69,6 +69,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
+        self.fp32_blocks = False
         width, keys = config.num_attention_heads * config.head_dim, config.kv_heads * config.head_dim
         self.q_proj = Projection(config.hidden_size, width)
         self.k_proj = Projection(config.hidden_size, keys)
@@ -85,7 +86,9 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.update(self.layer, key, value)  # (B, K, T_seen + T, E)
         dropout = self.dropout if self.training else 0.0
-        mixed = causal_attention(query, key, value, dropout=dropout, visible=visible)  # (B, H, T, E)
+        mixed = causal_attention(
+            query, key, value, dropout=dropout, visible=visible, fp32_blocks=self.fp32_blocks
+        )  # (B, H, T, E)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -180,6 +183,12 @@ class TransformerLM(BaseLanguageModel):
         for block in self.model.modules():
             if isinstance(block, Block):
                 block.self_attn.dropout, block.dropout = attention, hidden
+
+    def set_fp32_blocks(self, on: bool) -> None:
+        """Whether oneDNN multiplies in fp32, which decides how attention is computed: see `causal_attention`."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fp32_blocks = on
 
     def hidden_states(
         self, input_ids: Tensor, cache: KeyValueCache | None = None, position_ids: Tensor | None = None

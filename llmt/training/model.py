@@ -117,10 +117,13 @@ def companion_of(model: BaseLanguageModel) -> Companion | None:
     return model.budget if isinstance(model, LoraModel) else None
 
 
-def compile_blocks(model: BaseLanguageModel, plan: RunPlan) -> None:
-    """Compile each block by itself: equal blocks share one compilation."""
+def make_fast(model: BaseLanguageModel, plan: RunPlan) -> None:
+    """Let our own blocks compute as the plan says: each is compiled by itself, and equal ones share one compilation."""
     inner = model.base if isinstance(model, LoraModel) else model
-    if plan.compile and isinstance(inner, TransformerLM):
+    if not isinstance(inner, TransformerLM):
+        return
+    inner.set_fp32_blocks(plan.fp32_products == "onednn")
+    if plan.compile:
         for block in inner.model.layers:
             block.compile(dynamic=False, backend=compile_frugally)
 
@@ -138,6 +141,7 @@ def release(model: BaseLanguageModel) -> None:
     """Take back what a run sets on a model that somebody else goes on with."""
     if isinstance(model, TransformerLM):
         model.gradient_checkpointing = False
+        model.set_fp32_blocks(False)
         compiled = any(block._compiled_call_impl is not None for block in model.model.layers)
         for block in model.model.layers:
             block._compiled_call_impl = None  # what `compile` set; torch has no call that undoes it

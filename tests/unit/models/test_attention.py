@@ -88,6 +88,20 @@ def test_slopes_are_those_of_the_plain_formula(T: int, dropout: float) -> None:
         assert float((mine.grad - theirs.grad).abs().max()) <= 3e-6 * max(float(theirs.grad.abs().max()), 1.0)
 
 
+@pytest.mark.parametrize(("dtype", "T", "told", "blocks"), [
+    (torch.bfloat16, 513, False, True), (torch.float32, 512, True, True), (torch.float32, 513, True, False),
+    (torch.float32, 512, False, False),
+])  # fmt: skip
+def test_the_way_is_chosen_by_format_and_length(dtype: torch.dtype, T: int, told: bool, blocks: bool) -> None:
+    """In training bf16 goes by blocks, and fp32 where oneDNN multiplies and sequences are short; else by the kernel."""
+    query, key, value = (torch.randn(1, 1, T, 4, dtype=dtype, requires_grad=True) for _ in range(3))
+    mixed = causal_attention(query, key, value, fp32_blocks=told)
+    assert ("_BlockedAttention" in mixed.grad_fn.name()) is blocks
+    with torch.no_grad():
+        kernel = causal_attention(query, key, value, fp32_blocks=told)
+    assert torch.allclose(mixed, kernel, atol=3e-2 if dtype == torch.bfloat16 else 2e-6)
+
+
 def test_nothing_of_the_size_of_the_scores_is_kept() -> None:
     """For the backward pass queries, keys and values are kept, and of their product nothing."""
     ours, kept = _inputs(512, 4, torch.bfloat16), dict[int, int]()

@@ -333,6 +333,7 @@ def test_one_process_with_its_threads(tokenizer: Any, tmp_path: Path, monkeypatc
         meanwhile = {(torch.get_num_threads(), libraries.fp32_precision) for _ in trainer.run()}
         assert meanwhile == {(1, "bf16" if can_use_onednn() else library)}
         assert (torch.get_num_threads(), libraries.fp32_precision) == (2, library)
+        assert not trainer.model.model.layers[0].self_attn.fp32_blocks
     finally:
         torch.set_num_threads(before)
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
