@@ -55,7 +55,9 @@ def causal_attention(
     T, S = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
     if T == S and T > 1:
-        blocks = query.dtype == torch.bfloat16 or (fp32_blocks and T <= LONGEST_IN_FP32)
+        blocks = query.dtype == torch.bfloat16 or (
+            fp32_blocks and query.dtype == torch.float32 and T <= LONGEST_IN_FP32
+        )
         if query.device.type == "cpu" and blocks and torch.is_grad_enabled():
             return blocked_attention(query, key, value, dropout=dropout, visible=visible)
         if visible is not None:

@@ -58,6 +58,9 @@ PIECE = 1 << 23
 FEWEST_ROWS = 256
 """Rows of such a piece at least."""
 
+HEAD_ROWS = 4096
+"""Tokens whose gradients in the output head exist at a time, of a piece."""
+
 
 SUMMED_BYTES = 8
 """Bytes for each trained parameter that a step of several passes takes besides: gradients lie beside activations."""
@@ -97,8 +100,9 @@ def training_bytes(
     logits = work.tokens * work.vocab_size * LOGIT_BYTES
     if work.counted is None and precision != "fp16":
         piece = min(work.tokens * work.vocab_size, max(PIECE, FEWEST_ROWS * work.vocab_size))
-        head = work.vocab_size * work.model.hidden_size  # its gradient, that of a piece, and their sum in fp32
-        logits = piece * element + head * (4 + 2 * element)
+        head = work.vocab_size * (4 + (element if half else 0))  # its gradient in fp32, and rounded
+        part = min(HEAD_ROWS, work.vocab_size) * (4 + element)  # what a piece adds to it, and that in fp32
+        logits = piece * element + (head + part) * work.model.hidden_size
     return round(INTERPRETER_BYTES + state + activations + logits)
 
 

@@ -94,6 +94,13 @@ class RunPlan:
         lines = tuple(line if isinstance(line, PlanLine) else PlanLine(**line) for line in values["lines"])
         return cls(**{**values, "lines": lines})
 
+    def without_onednn(self) -> "RunPlan":
+        """The plan on a processor that is not to multiply by oneDNN, though the run began on one that did."""
+        line = PlanLine("fp32_products", "torch", "the run began with oneDNN, which is not for this processor")
+        return replace(
+            self, fp32_products="torch", lines=tuple(line if one.name == line.name else one for one in self.lines)
+        )
+
     def with_micro_batch(self, micro: int, accumulation: int, reason: str) -> "RunPlan":
         """The plan with another micro-batch for the same sequences of a step."""
         new = {
@@ -154,17 +161,19 @@ def choose_precision(asked: str, device: str, speed: Speed) -> PlanLine:
     return PlanLine("precision", "fp32", gain)
 
 
-def choose_products(config: TrainConfig, precision: str, speed: Speed) -> PlanLine:
+def choose_products(config: TrainConfig, device: str, precision: str, speed: Speed) -> PlanLine:
     """The library for fp32 products: oneDNN in fp32 on the CPU, where it was measured because it may be used.
 
     Not by which was faster just now: two runs alike compute alike.
     """
     if precision != "fp32":
         return PlanLine("fp32_products", "torch", f"the run computes in {precision}")
+    if device != "cpu":
+        return PlanLine("fp32_products", "torch", f"{device} has its own")
     if config.portable_numerics:
         return PlanLine("fp32_products", "torch", "portable_numerics")
     if not speed.onednn:
-        return PlanLine("fp32_products", "torch", "its own library serves this processor")
+        return PlanLine("fp32_products", "torch", "oneDNN is for AMD's processors with bf16, where it is exact")
     gain = f"oneDNN's measured {speed.onednn / speed.fp32:.2g}x as fast as MKL's on this AMD processor"
     return PlanLine("fp32_products", "onednn", f"{gain}, and as exact")
 
@@ -197,7 +206,7 @@ def plan_run(
     """
     threads = choose_threads(config.threads, machine, speed.busy_cores)
     precision = choose_precision(config.training.precision, device.kind, speed)
-    products = choose_products(config, precision.value, speed)
+    products = choose_products(config, device.kind, precision.value, speed)
     batch, accumulation, needed = _fit(config, device, machine, work, precision.value)
     workers = _workers(config, device)
     pinned = _pinned(config, device)

@@ -12,6 +12,7 @@ from llmt.config.run import TrainConfig
 from llmt.errors import MismatchError
 from llmt.system.memory import physical_cores
 from llmt.system.plan import PlanLine, RunPlan
+from llmt.system.products import can_use_onednn
 from llmt.training.fingerprint import ASKED, CHANGES, SCHEDULE, asked_passes
 from llmt.training.state import RunState
 
@@ -136,6 +137,7 @@ def pin_plan(state: RunState, plan: RunPlan, asked: TrainConfig, processes: int,
     before = dict(state.fingerprint or {})
     if before.get("device") != plan.device:
         return plan
+    before.setdefault("fp32_products", "torch")  # before there was a choice
     kept: dict[str, Any] = {key: before[key] for key in PINNED if key in before}
     if asked.training.compile != "auto":
         kept.pop("compile", None)
@@ -144,7 +146,8 @@ def pin_plan(state: RunState, plan: RunPlan, asked: TrainConfig, processes: int,
     if asked.threads is not None or before.get("processes") != processes:
         kept.pop("threads", None)  # more processes share the cores, or fewer
     lines = tuple(_pin_line(line, kept, before.get(SCHEDULE)) for line in plan.lines)
-    return replace(plan, lines=lines, **kept)
+    pinned = replace(plan, lines=lines, **kept)
+    return pinned.without_onednn() if pinned.fp32_products == "onednn" and not can_use_onednn() else pinned
 
 
 def share_step(plan: RunPlan, sequences: int, processes: int) -> RunPlan:

@@ -199,6 +199,7 @@ class Trainer:
         finally:
             if loop is None:
                 self._take(exact)
+                release(self.model)
         buffers = {name: tensor for name, tensor in exact.items() if name not in dict(self.model.named_parameters())}
         return loop, keeper, prepared, buffers | loop.optimizer.frozen
 

@@ -20,12 +20,14 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked_loss, "PIECE", 1)
     monkeypatch.setattr(chunked_loss, "FEWEST_ROWS", ROWS)
     monkeypatch.setattr(chunked_loss, "CACHED_ROWS", 5)
+    monkeypatch.setattr(chunked_loss, "HEAD_ROWS", 40)
 
 
 def test_the_estimate_counts_such_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run is said to take is computed with the sizes that the loss uses."""
     monkeypatch.undo()
-    assert (chunked_loss.PIECE, chunked_loss.FEWEST_ROWS) == (estimate.PIECE, estimate.FEWEST_ROWS)
+    for name in ("PIECE", "FEWEST_ROWS", "HEAD_ROWS"):
+        assert getattr(chunked_loss, name) == getattr(estimate, name)
 
 
 def plain(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

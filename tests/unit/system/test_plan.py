@@ -313,17 +313,20 @@ def test_the_backend_speaks_of_the_processes_that_there_are(config: int, world_s
     assert said in reason(made, "distributed_backend")
 
 
-@pytest.mark.parametrize(("precision", "portable", "onednn", "value", "said"), [
-    ("fp32", False, 1.5e11, "onednn", "1.5x as fast"),
-    ("fp32", False, 0.9e11, "onednn", "0.9x as fast"),  # two runs alike are to compute alike, on a slow minute too
-    ("fp32", False, 0.0, "torch", "serves this processor"),
-    ("fp32", True, 1.5e11, "torch", "portable_numerics"),
-    ("bf16", False, 1.5e11, "torch", "in bf16"),
+@pytest.mark.parametrize(("device", "precision", "portable", "onednn", "value", "said"), [
+    ("cpu", "fp32", False, 1.5e11, "onednn", "1.5x as fast"),
+    ("cpu", "fp32", False, 0.9e11, "onednn", "0.9x as fast"),  # two runs alike compute alike, on a slow minute too
+    ("cpu", "fp32", False, 0.0, "torch", "is for AMD's processors"),
+    ("cpu", "fp32", True, 1.5e11, "torch", "portable_numerics"),
+    ("cpu", "bf16", False, 1.5e11, "torch", "in bf16"),
+    ("cuda", "fp32", False, 0.0, "torch", "cuda has its own"),
 ])  # fmt: skip
-def test_the_library_of_fp32_products(precision: str, portable: bool, onednn: float, value: str, said: str) -> None:
+def test_the_library_of_fp32_products(
+    device: str, precision: str, portable: bool, onednn: float, value: str, said: str
+) -> None:
     """oneDNN multiplies where a run computes in fp32 and it may be used, whichever was the faster just now."""
     config = TrainConfig.model_validate({"portable_numerics": portable})
-    line = choose_products(config, precision, Speed(1e11, 2e11, onednn=onednn))
+    line = choose_products(config, device, precision, Speed(1e11, 2e11, onednn=onednn))
     assert line.value == value
     assert said in line.reason
 

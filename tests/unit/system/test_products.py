@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from llmt.errors import DeviceError
 from llmt.system.machine import measure_speed
 from llmt.system.products import MOST_ERROR, as_before, can_use_onednn, is_amd, use_onednn
 
@@ -37,11 +38,23 @@ def _multiply_with_onednn() -> None:
         raise ZeroDivisionError
 
 
-def test_it_is_set_and_set_back() -> None:
-    """Inside, the setting is another; afterwards it is what it was, after an error too."""
-    with as_before():
-        torch.backends.mkldnn.matmul.fp32_precision = "none"
-        with pytest.raises(ZeroDivisionError):
-            _multiply_with_onednn()
-        assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+@pytest.mark.skipif(not can_use_onednn(), reason="oneDNN is not to be used on this processor")
+@pytest.mark.parametrize("whole", ["none", "ieee"])
+def test_it_is_set_and_set_back(whole: str) -> None:
+    """Inside, the setting is another; afterwards it is what it was, after an error too, and follows torch's own."""
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    with pytest.raises(ZeroDivisionError):
+        _multiply_with_onednn()
+    torch.backends.mkldnn.fp32_precision = whole
+    try:
+        assert torch.backends.mkldnn.matmul.fp32_precision == whole
         assert torch.get_float32_matmul_precision() == "highest"  # it fails where settings contradict each other
+    finally:
+        torch.backends.mkldnn.fp32_precision = "none"
+
+
+def test_another_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first process of a run decided is an error where it would lower the precision."""
+    monkeypatch.setattr("llmt.system.products.is_amd", lambda: False)
+    with as_before(), pytest.raises(DeviceError, match="not to multiply by it"):
+        use_onednn()

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from llmt.checkpoints.survey import set_aside_names, survey
 from llmt.checkpoints.weights import load_weights
 from llmt.errors import MismatchError, ModelFileError, StorageError, UsageError
 from llmt.system.plan import RunPlan
+from llmt.system.products import can_use_onednn
 from llmt.training.build import Going, build_trainer, prepare
 from llmt.training.directory import parse_resume
 from llmt.training.finish import finish
 from llmt.training.replay import replay
-from llmt.training.resume import check_same_run, share_step
+from llmt.training.resume import check_same_run, pin_plan, share_step
 
 
 @contextmanager
@@ -468,6 +470,27 @@ def test_the_checkpoint_knows_what_was_decided(lab: Any) -> None:
     resumed = lab.run(opened, resume=True)
     assert (resumed.prepared.plan.threads, resumed.trainer.notes) == (1, ())
     assert resumed.weights == lab.run(config, "whole").weights
+
+
+@pytest.mark.parametrize(("before", "today", "value"), [
+    ({}, "onednn", "torch"),  # a checkpoint from before there was a choice
+    ({"fp32_products": "onednn"}, "torch", "onednn"), ({"fp32_products": "torch"}, "onednn", "torch"),
+])  # fmt: skip
+def test_a_resume_keeps_who_multiplies(
+    lab: Any, before: dict[str, str], today: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library of a run is that of its checkpoint, and on a processor that is not to use it, torch's choice."""
+    run = lab.run(lab.config(training__max_steps=4), stop_after=2)
+    old = {key: value for key, value in run.prepared.fingerprint.items() if key != "fp32_products"}
+    state = run.trainer.state.advance(fingerprint=old | before)
+    plan = pin_plan(state, replace(run.prepared.plan, fp32_products=today), run.prepared.config, 1)
+    here = value if can_use_onednn() else "torch"
+    assert plan.fp32_products == here
+    assert {line.value for line in plan.lines if line.name == "fp32_products"} == {here}
+    monkeypatch.setattr("llmt.system.products.is_amd", lambda: False)
+    elsewhere = pin_plan(state, replace(run.prepared.plan, fp32_products="torch"), run.prepared.config, 1)
+    assert elsewhere.fp32_products == "torch"
+    assert {line.value for line in elsewhere.lines if line.name == "fp32_products"} == {"torch"}
 
 
 @pytest.mark.parametrize(("key", "was"), [("llmt", "0.0.1"), ("processor", "another one"), ("device", "cuda")])

@@ -328,12 +328,10 @@ def test_one_process_with_its_threads(tokenizer: Any, tmp_path: Path, monkeypatc
     torch.set_num_threads(2)
     try:
         trainer = Trainer(_model(tokenizer.vocab_size), tokenizer, TEXTS, output_dir=tmp_path / "run", **SETTINGS)
-        libraries = torch.backends.mkldnn.matmul
-        library = libraries.fp32_precision
-        meanwhile = {(torch.get_num_threads(), libraries.fp32_precision) for _ in trainer.run()}
-        assert meanwhile == {(1, "bf16" if can_use_onednn() else library)}
-        assert (torch.get_num_threads(), libraries.fp32_precision) == (2, library)
-        assert not trainer.model.model.layers[0].self_attn.fp32_blocks
+        libraries, attention = torch.backends.mkldnn.matmul, trainer.model.model.layers[0].self_attn
+        meanwhile = {(torch.get_num_threads(), libraries.fp32_precision, attention.fp32_blocks) for _ in trainer.run()}
+        assert meanwhile == {(1, "bf16", True) if can_use_onednn() else (1, "none", False)}
+        assert (torch.get_num_threads(), libraries.fp32_precision, attention.fp32_blocks) == (2, "none", False)
     finally:
         torch.set_num_threads(before)
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
