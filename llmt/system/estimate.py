@@ -94,7 +94,7 @@ def training_bytes(
     state += (4 * trained if average else 0) + (SUMMED_BYTES * trained if accumulates else 0) + copied
     width = work.model.hidden_size + work.model.intermediate_size / 2
     element = 2 if half else 4
-    factor = 26.0 if half else 17.0
+    factor = 20.0 if half else 17.0
     layers = 1 + work.model.num_hidden_layers / factor if checkpointing else work.model.num_hidden_layers
     activations = factor * work.tokens * layers * width * element
     logits = work.tokens * work.vocab_size * LOGIT_BYTES
