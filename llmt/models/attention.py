@@ -75,8 +75,8 @@ def blocked_attention(
     """`causal_attention` for T = S on the CPU, as batched products over blocks of query rows.
 
     With bf16 products this beats the fused kernel, forward and backward. The softmax is in fp32 and is not kept for
-    the backward pass, which makes it again: keeping it would take more memory than all else that a block keeps. It can
-    be differentiated once.
+    the backward pass, which makes it again: it would take memory that grows with the square of the length. It can be
+    differentiated once.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
