@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,14 @@ def pytest_configure() -> None:
         signum = getattr(signal, name, None)
         if signum is not None and signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, default)
+
+
+@pytest.fixture(autouse=True)
+def _libraries() -> Iterator[None]:
+    """After each test torch chooses who multiplies in fp32, whatever was trained in this process."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].backends.mkldnn.matmul.fp32_precision = "none"
 
 
 @dataclass(frozen=True)

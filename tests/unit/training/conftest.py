@@ -1,7 +1,6 @@
 """Small real runs: a text file, the byte tokenizer, a network of two layers."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,11 @@ import pytest
 
 from llmt.config.run import TrainConfig
 from llmt.errors import Interrupted
-from llmt.system.products import as_before
 from llmt.training.build import Prepared, build_trainer, prepare
 from llmt.training.finish import finish
 from llmt.training.keeper import RunKeeper
 from llmt.training.loop import TrainingLoop
 from llmt.training.report import StepReport
-
-
-@pytest.fixture(autouse=True)
-def _libraries() -> Iterator[None]:
-    """Who multiplies in fp32 is torch's choice before each test, and afterwards."""
-    with as_before():
-        yield
-
 
 TEXT = "".join(f"Line {n}: {'the quick brown fox jumps over it'[n % 9 :]} {n * n}.\n" for n in range(120))
 
