@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llmt.config.training import TrainingConfig
 from llmt.errors import DeviceError, MissingPackageError
-from llmt.training.muon import PlainMuon
+from llmt.training.muon import BatchedMuon
 from llmt.training.sgd import DecoupledSGD
 
 Kind = Literal["adamw", "muon", "sgd", "adafactor", "adamw_8bit"]
@@ -109,16 +109,14 @@ def require_adamw_8bit(device: str) -> Any:
 
 
 def _muon(weights: Sequence[Weight], config: TrainingConfig) -> torch.optim.Optimizer:
-    # torch's computes in bf16, which the device of a run in another precision may lack.
     bf16 = any(w.parameter.dtype == torch.bfloat16 for w in weights)
-    kind = torch.optim.Muon if bf16 else PlainMuon
-    return kind(
+    return BatchedMuon(
         [w.master for w in weights],
+        torch.bfloat16 if bf16 else torch.float32,
         lr=config.muon_learning_rate,
         momentum=config.muon_momentum,
         ns_steps=config.muon_ns_steps,
         weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",  # updates as large as AdamW's, whatever the matrix's shape
     )
 
 
