@@ -61,7 +61,7 @@ class BatchedMuon(torch.optim.Muon):
             place.copy_(_wide(update))
         directions = orthogonalise(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
         for (weight, _), direction in zip(batch, directions, strict=True):
-            rate = group["lr"] * 0.2 * math.sqrt(max(weight.shape))
+            rate = group["lr"] * 0.2 * math.sqrt(max(weight.shape))  # as large as AdamW's, whatever the shape
             _wide(weight.mul_(1 - group["lr"] * group["weight_decay"])).add_(direction, alpha=-rate)
 
 
