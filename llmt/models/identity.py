@@ -60,5 +60,5 @@ def check_base(adapter: Path, base: Path, hash_of: Callable[[Path], str] = weigh
     if trained_on is not None and trained_on != hash_of(base):
         raise MismatchError(
             f"{adapter}: was trained on another base than {base}, whose weights differ",
-            f"llmt generate {adapter}   takes the base that it names",
+            f"llmt generate BASE --adapter {adapter}   with the base that it was trained on, unchanged",
         )

@@ -381,6 +381,7 @@ def test_the_base_is_known_by_its_numbers(base: Path, make: Make, ids: Tensor, t
     with pytest.raises(MismatchError, match="another base") as caught:
         open_model(tmp_path / "other", adapter, "cpu")
     assert caught.value.exit_code == 5
+    assert caught.value.hint.startswith(f"llmt generate BASE --adapter {adapter} ")  # true where its own base changed
 
 
 @pytest.mark.parametrize(
