@@ -23,6 +23,9 @@ HEAD_ROWS = 4096
 CACHED_ROWS = 16
 """Rows whose softmax is taken at once on a CPU: in fp32 they stay in its cache."""
 
+FAINTEST = 1e-30
+"""Likelihood down to which its logarithm is exact in fp32."""
+
 
 def summed_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
     """Sum of the negative log-likelihoods of the labels, at least in fp32; its gradients are those of the plain loss.
@@ -61,9 +64,11 @@ def each_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
 def _walk(hidden: Tensor, weight: Tensor, labels: Tensor, by_hidden: Tensor | None, by_weight: Tensor | None) -> Tensor:
     """The sum; the gradients go into `by_hidden` and `by_weight` where these are given."""
     nats = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
+    room = hidden.new_empty(0)  # of the logits: a piece that made its own would do so while the last one's still exist
     for piece in _pieces(hidden, weight):
         rows, wanted = hidden[piece], labels[piece, None]
-        logits = rows @ weight.T
+        room = room if len(room) >= len(rows) else hidden.new_empty(len(rows), len(weight))
+        logits = torch.mm(rows, weight.T, out=room[: len(rows)])
         if by_hidden is None and by_weight is None:
             nats -= logits.log_softmax(1, dtype=nats.dtype).gather(1, wanted).sum()
             continue
@@ -79,7 +84,7 @@ def _add_products(by_weight: Tensor, slopes: Tensor, rows: Tensor) -> None:
     """Add the head's gradient of one piece, a few tokens at a time: the sum in another format takes a copy of both."""
     for start in range(0, len(by_weight), HEAD_ROWS):
         tokens = slice(start, start + HEAD_ROWS)
-        by_weight[tokens] += slopes[:, tokens].T @ rows
+        by_weight[tokens].add_(slopes[:, tokens].T @ rows)  # `+=` would copy the sum onto itself
 
 
 def _to_slopes(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -88,11 +93,27 @@ def _to_slopes(logits: Tensor, wanted: Tensor) -> Tensor:
     size = CACHED_ROWS if logits.device.type == "cpu" else len(logits)
     for start in range(0, len(logits), size):
         places = wanted[start : start + size]
-        likelihoods = logits[start : start + size].log_softmax(1, dtype=_wide(logits))
-        nats -= likelihoods.gather(1, places).sum()
-        slopes = likelihoods.exp_().scatter_add_(1, places, torch.full_like(places, -1.0, dtype=likelihoods.dtype))
+        likelihoods, found = _softmax(logits[start : start + size], places)
+        nats -= found.sum()
+        slopes = likelihoods.scatter_add_(1, places, torch.full_like(places, -1.0, dtype=likelihoods.dtype))
         logits[start : start + size] = slopes
     return nats
+
+
+def _softmax(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Likelihoods, and the logarithms of those wanted.
+
+    On a CPU a logarithm of the softmax would make its exponentials a second time. It is needed where the likelihood of
+    a label is too small for its number format; elsewhere this is not known without waiting for the device.
+    """
+    if logits.device.type == "cpu":
+        likelihoods = logits.softmax(1, dtype=_wide(logits))
+        found = likelihoods.gather(1, wanted)
+        if float(found.min()) > FAINTEST:
+            return likelihoods, found.log_()
+    logs = logits.log_softmax(1, dtype=_wide(logits))
+    found = logs.gather(1, wanted)
+    return logs.exp_(), found
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -70,6 +70,21 @@ def test_loss_and_gradients_are_the_plain_ones(rows: int, dtype: torch.dtype, cl
         assert float((one - other).abs().max()) <= close * max(float(other.abs().max()), 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_label_too_unlikely_for_fp32(dtype: torch.dtype) -> None:
+    """Its likelihood rounds to 0, and its loss is as large as it is."""
+    hidden, weight, labels = made(40, dtype)
+    with torch.no_grad():
+        hidden *= 200
+    found, expected = summed(hidden, weight, labels), plain(hidden, weight, labels)
+    highest = F.cross_entropy(F.linear(hidden, weight).float(), labels, ignore_index=IGNORED, reduction="none").max()
+    assert 200 < float(highest.detach()) < float("inf")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    close = 1e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip(gradients(found, hidden, weight), gradients(expected, hidden, weight), strict=True):
+        assert float((one - other).abs().max()) <= close * float(other.abs().max())
+
+
 def test_what_is_frozen_gets_no_gradient() -> None:
     """Under an adapter the head is frozen; of fixed features the states are."""
     hidden, weight, labels = made(60, torch.float32)
@@ -140,15 +155,19 @@ def test_no_more_rows_than_that_at_once() -> None:
     """The largest tensor that is made is as large as the head, whose gradient it is; all logits never exist."""
     hidden, weight, labels = made(64, torch.float32)
     sizes: list[int] = []
+    rooms: set[int] = set()
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             found = func(*args, **(kwargs or {}))
             if isinstance(found, Tensor):
                 sizes.append(found.numel())
+                if found.shape == (ROWS, 97) and "mm" in str(func):
+                    rooms.add(found.data_ptr())
             return found
 
     with Watch():
         gradients(summed(hidden, weight, labels), hidden, weight)
     assert max(sizes) == weight.numel()
     assert ROWS * 97 in sizes
+    assert len(rooms) == 1, "a piece's logits take the place of the last one's"
