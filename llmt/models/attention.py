@@ -127,9 +127,11 @@ def _blocks(length: int) -> Iterator[tuple[int, int]]:
 def _weights(rows: Tensor, seen: Tensor, start: int, visible: Tensor | None) -> Tensor:
     """`(B, H, rows, E)` queries from row `start` on, and all keys until their last, to `(B, H, rows, end)` in fp32."""
     scores = rows @ seen.transpose(-1, -2)
-    length, end = scores.shape[-2:]
+    end = scores.shape[-1]
     if visible is None:
-        hidden = torch.ones(length, end, dtype=torch.bool, device=rows.device).triu(start + 1)
+        # 32 bits, for a compiler that knows no vectors of 64
+        places = torch.arange(end, dtype=torch.int32, device=rows.device)
+        hidden = places > places[start:, None]
     else:
         hidden = ~visible[:, :, start:end, :end]
     return scores.float().masked_fill(hidden, float("-inf")).softmax(-1)

@@ -63,6 +63,8 @@ class BaseLanguageModel(nn.Module, ABC):
         options: See above.
         metadata: What stood beside its weights when they were loaded; it is saved with them again.
         extras: Special ids and `generation_config.json` of the directory it came from, likewise.
+        exact_head: The fp32 values that `output_weight` was rounded from, where a run trains them: the loss gives its
+            gradient to them.
     """
 
     model_type: ClassVar[str] = ""
@@ -74,6 +76,7 @@ class BaseLanguageModel(nn.Module, ABC):
         self.options = options
         self.metadata = Metadata()
         self.extras = Extras()
+        self.exact_head: Tensor | None = None
 
     @abstractmethod
     def hidden_states(
@@ -127,7 +130,7 @@ class BaseLanguageModel(nn.Module, ABC):
             position_ids: See `hidden_states`.
         """
         hidden = self.hidden_states(input_ids, None, **where_given(position_ids))
-        return token_loss(hidden, self.output_weight(), labels)
+        return token_loss(hidden, self.output_weight(), labels, self.exact_head)
 
     def label_nats(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """The negative log-likelihood of each label that is not -100, `(N,)` in their order; their sum is the loss.

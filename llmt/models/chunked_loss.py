@@ -17,7 +17,7 @@ PIECE = 1 << 23
 FEWEST_ROWS = 256
 """Rows of a piece at least: with fewer, adding up the head's gradient would take longer than its products."""
 
-HEAD_ROWS = 4096
+HEAD_ROWS = 2048
 """Tokens of the vocabulary whose gradients of one piece exist at once."""
 
 CACHED_ROWS = 16
@@ -27,19 +27,22 @@ FAINTEST = 1e-30
 """Likelihood down to which its logarithm is exact in fp32."""
 
 
-def summed_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
+def summed_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor, exact: Tensor | None = None) -> Tensor:
     """Sum of the negative log-likelihoods of the labels, at least in fp32; its gradients are those of the plain loss.
 
     Args:
         hidden: `(N, D)`.
         output_weight: `(V, D)`.
         labels: `(N,)`, each below V.
+        exact: The fp32 values that the output head was rounded from, where they are to have its gradient instead: it
+            was summed in fp32, and is neither rounded nor copied for them.
 
     Returns:
         A scalar. It can be differentiated once.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or output_weight.requires_grad):
-        found: Tensor = _SummedNats.apply(hidden, output_weight, labels)
+        weight = output_weight if exact is None else output_weight.detach()
+        found: Tensor = _SummedNats.apply(hidden, weight, labels, exact)
         return found
     return _walk(hidden, output_weight, labels, None, None)
 
@@ -154,21 +157,24 @@ class _EachNats(torch.autograd.Function):
 
 class _SummedNats(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, exact: Tensor | None) -> Tensor:
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        by_weight = torch.zeros_like(weight, dtype=_wide(weight)) if ctx.needs_input_grad[1] else None
+        learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
+        by_weight = torch.zeros_like(weight, dtype=_wide(weight)) if learns else None
         nats = _walk(hidden, weight, labels, by_hidden, by_weight)
         ctx.save_for_backward(by_hidden, by_weight)
         ctx.dtype = weight.dtype
         return nats
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
         by_hidden, by_weight = ctx.saved_tensors
         # Multiplied in fp32, which a scalar alone does not do on every device. In place: the head's gradient in fp32 is
         # large, and nobody needs it again.
-        return (
-            None if by_hidden is None else by_hidden.copy_(by_hidden * slope.to(_wide(by_hidden))),
-            None if by_weight is None else by_weight.mul_(slope).to(ctx.dtype),
-            None,
-        )
+        if by_hidden is not None:
+            by_hidden.copy_(by_hidden * slope.to(_wide(by_hidden)))
+        if by_weight is not None:
+            by_weight.mul_(slope)
+        if ctx.needs_input_grad[3]:
+            return by_hidden, None, None, by_weight
+        return by_hidden, None if by_weight is None else by_weight.to(ctx.dtype), None, None

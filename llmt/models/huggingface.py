@@ -166,7 +166,8 @@ class HuggingFaceModelWrapper(BaseLanguageModel):
         Where these are the head times the final hidden states and nothing else, they never exist whole.
         """
         if self._has_plain_head(position_ids):
-            return token_loss(self.hidden_states(input_ids, None, position_ids), self.output_weight(), labels)
+            hidden = self.hidden_states(input_ids, None, position_ids)
+            return token_loss(hidden, self.output_weight(), labels, self.exact_head)
         logits = self(input_ids, position_ids=position_ids)
         return TokenLoss(logits_loss(logits.flatten(0, 1), labels.flatten()), int((labels != IGNORED).sum()))
 

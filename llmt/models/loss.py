@@ -29,7 +29,7 @@ class TokenLoss:
         return float(self.nats.detach()) / max(self.tokens, 1)
 
 
-def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> TokenLoss:
+def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor, exact: Tensor | None = None) -> TokenLoss:
     """Cross-entropy of the next token, summed over a batch; but in fp16, the logits of a batch never exist whole.
 
     The labels are shifted already: `labels[b, t]` is the token after `input_ids[b, t]`.
@@ -38,6 +38,7 @@ def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> TokenLo
         hidden: `(B, T, D)` final hidden states.
         output_weight: `(V, D)` output head.
         labels: `(B, T)` token ids; `IGNORED` where nothing is predicted.
+        exact: See `summed_nats`; in fp16 it is not used.
     """
     rows, wanted = hidden.flatten(0, 1), labels.flatten()
     counted = wanted != IGNORED
@@ -47,7 +48,7 @@ def token_loss(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> TokenLo
         rows, wanted = rows[places], wanted[places]
     if rows.dtype == torch.float16:  # the scale of the loss has to come before anything is rounded
         return TokenLoss(logits_loss(F.linear(rows, output_weight), wanted), tokens)
-    return TokenLoss(summed_nats(rows, output_weight, wanted), tokens)
+    return TokenLoss(summed_nats(rows, output_weight, wanted, exact), tokens)
 
 
 def label_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:

@@ -44,25 +44,26 @@ def return_memory() -> None:
 
 
 GROWTH = 1.15
-"""How much more a process may hold after a step than after the first before memory is given back."""
+"""How much more a process may hold after a step than after the second before memory is given back."""
 
 
 class KeptMemory:
     """Gives back what a process holds and does not need, where it keeps what it frees.
 
-    Steps of unlike shapes, such as those that predict another number of tokens each, leave holes that later blocks do
-    not fit into. What is held after a step is compared with what was held after the first one; once it has grown, the
-    holes are given back, and the next step is the first one again.
+    The first step leaves what its compiler needed, and moments between the holes of its activations: steps that follow
+    would fill both. Steps of unlike shapes, such as those that predict another number of tokens each, leave holes that
+    later blocks do not fit into. So what is held after the second step is compared with what is held after each later
+    one; once it has grown, the holes are given back, and the next step is the second one again.
     """
 
     def __init__(self) -> None:
-        self._usual = 0
+        self._usual: int | None = None
 
     def after_step(self, held: int) -> bool:
         """Look at the bytes that the process holds after a step; whether some were given back."""
-        if not self._usual:
+        if self._usual == 0:
             self._usual = held
-        if held <= GROWTH * self._usual:
+        if self._usual is not None and held <= GROWTH * self._usual:
             return False
         ctypes.CDLL(None).malloc_trim(0)
         self._usual = 0

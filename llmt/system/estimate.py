@@ -58,7 +58,7 @@ PIECE = 1 << 23
 FEWEST_ROWS = 256
 """Rows of such a piece at least."""
 
-HEAD_ROWS = 4096
+HEAD_ROWS = 2048
 """Tokens whose gradients in the output head exist at a time, of a piece."""
 
 
@@ -100,9 +100,8 @@ def training_bytes(
     logits = work.tokens * work.vocab_size * LOGIT_BYTES
     if work.counted is None and precision != "fp16":
         piece = min(work.tokens * work.vocab_size, max(PIECE, FEWEST_ROWS * work.vocab_size))
-        head = work.vocab_size * (4 + (element if half else 0))  # its gradient in fp32, and rounded
-        part = min(HEAD_ROWS, work.vocab_size) * (4 + element)  # what a piece adds to it, and that in fp32
-        logits = piece * element + (head + part) * work.model.hidden_size
+        head = work.vocab_size + min(HEAD_ROWS, work.vocab_size)  # its gradient in fp32, and what a piece adds to it
+        logits = piece * element + 4 * head * work.model.hidden_size
     return round(INTERPRETER_BYTES + state + activations + logits)
 
 

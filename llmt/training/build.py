@@ -46,7 +46,15 @@ from llmt.training.keeper import RunKeeper, read_state
 from llmt.training.limits import total_steps
 from llmt.training.loop import TrainingLoop, Validation
 from llmt.training.micro_batch import largest_micro_batch
-from llmt.training.model import companion_of, go_back, make_fast, make_model, restore, take_model
+from llmt.training.model import (
+    companion_of,
+    give_head_its_gradient,
+    go_back,
+    make_fast,
+    make_model,
+    restore,
+    take_model,
+)
 from llmt.training.objective import check_asked, check_data, objective_of
 from llmt.training.optim import Optimizer
 from llmt.training.pace import limits_of, schedule_of
@@ -376,7 +384,9 @@ def _model_and_optimizer(prepared: Prepared, own: BaseLanguageModel | None) -> t
             "--no-document-mask, or for pairs another base",
         )
     make_fast(model, prepared.plan)
-    return model, Optimizer(model, config.training, exact, companion_of(model))
+    optimizer = Optimizer(model, config.training, exact, companion_of(model))
+    give_head_its_gradient(model, optimizer)
+    return model, optimizer
 
 
 def _equip(loop: TrainingLoop, prepared: Prepared, runtime: Runtime, *, fresh: bool) -> None:

@@ -15,6 +15,9 @@ from llmt.config.training import TrainingConfig
 from llmt.errors import MismatchError
 from llmt.training.groups import ENTRIES, Weight, make_groups
 
+AT_ONCE = 1 << 20
+"""Values that are added to a sum in another number format at once: torch makes a copy of them in it."""
+
 COMPANION = "companion."
 """What the names of a companion's tensors begin with, beside those of the optimizers."""
 
@@ -73,7 +76,10 @@ class Optimizer:
                 options["lr"] = group.peak * factor
 
     def accumulate(self) -> None:
-        """Add the gradients of bf16 and fp16 parameters to their masters' in fp32, and clear them."""
+        """Add the gradients of bf16 and fp16 parameters to their masters' in fp32, and clear them.
+
+        What the loss gave to the master itself is there already.
+        """
         sums, more = list[Tensor](), list[Tensor]()
         for weight in self._copies:
             gradient = weight.parameter.grad
@@ -82,8 +88,8 @@ class Optimizer:
             if weight.master.grad is None:
                 weight.master.grad = gradient.to(torch.float32)
             else:
-                sums.append(weight.master.grad)
-                more.append(gradient)
+                sums.extend(weight.master.grad.view(-1).split(AT_ONCE))
+                more.extend(gradient.reshape(-1).split(AT_ONCE))
             weight.parameter.grad = None
         if sums:
             torch._foreach_add_(sums, more)

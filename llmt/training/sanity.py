@@ -11,7 +11,7 @@ from llmt.config.lora import LoraConfig
 from llmt.data.batch import IGNORED, Batch
 from llmt.errors import DivergedError
 from llmt.models.base import BaseLanguageModel
-from llmt.training.optim import Optimizer
+from llmt.training.optim import AT_ONCE, Optimizer
 from llmt.units import format_number
 
 CHECKED_STEPS = 2
@@ -389,9 +389,11 @@ class ChangeWatch:
     def _sums(self) -> dict[str, tuple[float, float]]:
         masters: dict[str, Tensor] = {name: p.detach() for name, p in self._model.named_parameters()}
         masters |= self._optimizer.masters()
-        return {name: (_sum(tensor), _sum(tensor.abs())) for name, tensor in masters.items()}
+        return {name: _sums_of(tensor) for name, tensor in masters.items()}
 
 
-def _sum(tensor: Tensor) -> float:
+def _sums_of(tensor: Tensor) -> tuple[float, float]:
+    """Of the values and of their sizes, a piece at a time: the largest tensors would have a copy made of them."""
     wide = torch.float32 if tensor.device.type == "mps" else torch.float64
-    return float(tensor.sum(dtype=wide))
+    pieces = tensor.reshape(-1).split(AT_ONCE)
+    return sum(float(p.sum(dtype=wide)) for p in pieces), sum(float(p.abs().sum(dtype=wide)) for p in pieces)

@@ -85,6 +85,32 @@ def test_a_label_too_unlikely_for_fp32(dtype: torch.dtype) -> None:
         assert float((one - other).abs().max()) <= close * float(other.abs().max())
 
 
+def test_the_exact_values_get_the_gradient_of_a_rounded_head() -> None:
+    """In fp32 as it was summed: the same but for the last rounding, twice as much after two passes, never copied."""
+    hidden, weight, labels = made(60, torch.bfloat16)
+    exact = weight.detach().float().requires_grad_(True)
+    places: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, Tensor) and found.dtype == torch.float32 and found.shape == weight.shape:
+                places.append(found.data_ptr())
+            return found
+
+    with Watch():
+        (token_loss(hidden[None], weight, labels[None], exact).nats / 300).backward()
+    assert weight.grad is None
+    assert exact.grad is not None
+    assert set(places) == {exact.grad.data_ptr()}
+    (rounded,) = gradients(summed(hidden, weight, labels), weight)
+    once = exact.grad.clone()
+    assert torch.equal(once.to(torch.bfloat16), rounded)
+    assert not torch.equal(once, rounded.float())
+    (token_loss(hidden[None], weight, labels[None], exact).nats / 300).backward()
+    torch.testing.assert_close(exact.grad, 2 * once)
+
+
 def test_what_is_frozen_gets_no_gradient() -> None:
     """Under an adapter the head is frozen; of fixed features the states are."""
     hidden, weight, labels = made(60, torch.float32)

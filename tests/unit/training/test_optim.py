@@ -18,9 +18,10 @@ from llmt.config.model import ModelConfig
 from llmt.config.training import TrainingConfig
 from llmt.errors import DeviceError, MismatchError, MissingPackageError
 from llmt.models.base import BaseLanguageModel
-from llmt.models.lora import add_lora
+from llmt.models.lora import LoraModel, add_lora
 from llmt.models.transformer import TransformerLM
-from llmt.training import groups
+from llmt.training import groups, optim
+from llmt.training.model import give_head_its_gradient, release
 from llmt.training.optim import Optimizer
 
 IDS = torch.randint(0, 61, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -30,10 +31,10 @@ KINDS = {
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def _model(dtype: torch.dtype = torch.float32) -> tuple[TransformerLM, dict[str, Tensor]]:
+def _model(dtype: torch.dtype = torch.float32, *, tied: bool = False) -> tuple[TransformerLM, dict[str, Tensor]]:
     """A fresh network in a precision, and its fp32 weights from before the rounding."""
     shape = ModelConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                        tie_word_embeddings=False)  # fmt: skip
+                        tie_word_embeddings=tied)  # fmt: skip
     model = TransformerLM(shape, 61, 16)
     model.initialize(1)
     exact = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -146,6 +147,51 @@ def test_gradients_add_up_in_fp32(dtype: torch.dtype, first: float) -> None:
         optimizer.accumulate()
         assert layer.weight.grad is None
     assert float(optimizer.gradients()[0]) == first + 50
+
+
+def test_large_tensors_add_up_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum is the same in pieces that do not come out even, and of a gradient that lies in columns."""
+    monkeypatch.setattr(optim, "AT_ONCE", 5)
+    layer = nn.Linear(4, 3).to(torch.bfloat16)
+    optimizer = Optimizer(layer, _config("adamw"))
+    first, second = torch.arange(12.0).view(3, 4), torch.arange(12.0).view(4, 3).T
+    for gradient in (first, second):
+        layer.weight.grad = gradient.to(torch.bfloat16)
+        optimizer.accumulate()
+    assert torch.equal(optimizer.gradients()[0], first + second)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_head_takes_its_gradient_in_fp32(tied: bool, dtype: torch.dtype) -> None:
+    """What the loss gives to the masters, and what else arrives at a tied head, add up to what they did before."""
+    found = []
+    for given in (False, True):
+        model, exact = _model(dtype, tied=tied)
+        optimizer = Optimizer(model, _config("adamw"), exact)
+        if given:
+            give_head_its_gradient(model, optimizer)
+        assert (model.exact_head is not None) is (given and dtype != torch.float32)
+        loss = model.loss(IDS, (IDS + 1) % 61)
+        (loss.nats / loss.tokens).backward()
+        head = model.output_weight()
+        assert (head.grad is None) is (given and dtype == torch.bfloat16 and not tied)
+        optimizer.accumulate()
+        assert head.grad is None or dtype == torch.float32
+        found.append(optimizer.gradients())
+        release(model)
+        assert model.exact_head is None
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).abs().max()) <= (2**-8 if dtype == torch.bfloat16 else 0) * float(other.abs().max())
+
+
+def test_the_head_under_an_adapter_takes_none() -> None:
+    """It is frozen."""
+    model = add_lora(_model()[0], LoraConfig(enabled=True)).to(torch.bfloat16)
+    give_head_its_gradient(model, Optimizer(model, _config("adamw")))
+    assert model.exact_head is None
+    assert isinstance(model, LoraModel)
+    assert model.base.exact_head is None
 
 
 def test_unscaling_reaches_every_gradient() -> None:
