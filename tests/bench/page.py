@@ -221,6 +221,8 @@ TABLES = {
     "speed-256": "train-8x256",
     "speed-512": "train-8x512",
     "speed-117m": "train-117m",
+    "speed-256-zen4": "train-8x256-zen4",
+    "speed-117m-zen4": "train-117m-zen4",
     "speed-256-tiles": "train-8x256-tiles",
     "speed-512-tiles": "train-8x512-tiles",
     "speed-117m-tiles": "train-117m-tiles",
