@@ -51,7 +51,7 @@ WHAT = {
 
 RUNS = {
     "llmt": "`llmt train tiny`",
-    "llmt_long": "`llmt train novel`, ten minutes of training",
+    "llmt_long": "`llmt train novel`: twelve passes, ten minutes at most",
     "nanogpt": "nanoGPT, its README's command for a CPU",
 }
 """What ran to a loss."""
