@@ -63,8 +63,8 @@ class BaseLanguageModel(nn.Module, ABC):
         options: See above.
         metadata: What stood beside its weights when they were loaded; it is saved with them again.
         extras: Special ids and `generation_config.json` of the directory it came from, likewise.
-        exact_head: The fp32 values that `output_weight` was rounded from, where a run trains them: the loss gives its
-            gradient to them.
+        exact_head: The fp32 values that `output_weight` was rounded from, while a step of a run computes a loss that is
+            to give them its gradient.
     """
 
     model_type: ClassVar[str] = ""

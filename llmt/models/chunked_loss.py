@@ -67,10 +67,10 @@ def each_nats(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
 def _walk(hidden: Tensor, weight: Tensor, labels: Tensor, by_hidden: Tensor | None, by_weight: Tensor | None) -> Tensor:
     """The sum; the gradients go into `by_hidden` and `by_weight` where these are given."""
     nats = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
-    room = hidden.new_empty(0)  # of the logits: a piece that made its own would do so while the last one's still exist
+    # Logits of a piece lie where the last one's did: new ones would be made while those still exist.
+    room = hidden.new_empty(min(len(hidden), _rows_of(weight)), len(weight))
     for piece in _pieces(hidden, weight):
         rows, wanted = hidden[piece], labels[piece, None]
-        room = room if len(room) >= len(rows) else hidden.new_empty(len(rows), len(weight))
         logits = torch.mm(rows, weight.T, out=room[: len(rows)])
         if by_hidden is None and by_weight is None:
             nats -= logits.log_softmax(1, dtype=nats.dtype).gather(1, wanted).sum()
@@ -84,10 +84,10 @@ def _walk(hidden: Tensor, weight: Tensor, labels: Tensor, by_hidden: Tensor | No
 
 
 def _add_products(by_weight: Tensor, slopes: Tensor, rows: Tensor) -> None:
-    """Add the head's gradient of one piece, a few tokens at a time: the sum in another format takes a copy of both."""
+    """Add the head's gradient of one piece, a few tokens at a time: for a sum in another format torch copies it."""
     for start in range(0, len(by_weight), HEAD_ROWS):
         tokens = slice(start, start + HEAD_ROWS)
-        by_weight[tokens].add_(slopes[:, tokens].T @ rows)  # `+=` would copy the sum onto itself
+        by_weight[tokens].add_(slopes[:, tokens].T @ rows)
 
 
 def _to_slopes(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -123,8 +123,13 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def _rows_of(weight: Tensor) -> int:
+    """Rows of a piece."""
+    return max(PIECE // len(weight), FEWEST_ROWS)
+
+
 def _pieces(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    size = max(PIECE // len(weight), FEWEST_ROWS)
+    size = _rows_of(weight)
     return (slice(start, start + size) for start in range(0, len(hidden), size))
 
 

@@ -100,8 +100,8 @@ def training_bytes(
     logits = work.tokens * work.vocab_size * LOGIT_BYTES
     if work.counted is None and precision != "fp16":
         piece = min(work.tokens * work.vocab_size, max(PIECE, FEWEST_ROWS * work.vocab_size))
-        head = work.vocab_size + min(HEAD_ROWS, work.vocab_size)  # its gradient in fp32, and what a piece adds to it
-        logits = piece * element + 4 * head * work.model.hidden_size
+        part = min(HEAD_ROWS, work.vocab_size) * (4 + element)  # what a piece adds to the head's gradient, and its copy
+        logits = piece * element + (4 * work.vocab_size + part) * work.model.hidden_size
     return round(INTERPRETER_BYTES + state + activations + logits)
 
 

@@ -46,15 +46,7 @@ from llmt.training.keeper import RunKeeper, read_state
 from llmt.training.limits import total_steps
 from llmt.training.loop import TrainingLoop, Validation
 from llmt.training.micro_batch import largest_micro_batch
-from llmt.training.model import (
-    companion_of,
-    give_head_its_gradient,
-    go_back,
-    make_fast,
-    make_model,
-    restore,
-    take_model,
-)
+from llmt.training.model import companion_of, go_back, make_fast, make_model, restore, take_model
 from llmt.training.objective import check_asked, check_data, objective_of
 from llmt.training.optim import Optimizer
 from llmt.training.pace import limits_of, schedule_of
@@ -384,9 +376,7 @@ def _model_and_optimizer(prepared: Prepared, own: BaseLanguageModel | None) -> t
             "--no-document-mask, or for pairs another base",
         )
     make_fast(model, prepared.plan)
-    optimizer = Optimizer(model, config.training, exact, companion_of(model))
-    give_head_its_gradient(model, optimizer)
-    return model, optimizer
+    return model, Optimizer(model, config.training, exact, companion_of(model))
 
 
 def _equip(loop: TrainingLoop, prepared: Prepared, runtime: Runtime, *, fresh: bool) -> None:
@@ -437,10 +427,12 @@ def _tried(prepared: Prepared, model: BaseLanguageModel, optimizer: Optimizer, r
         ids = ids.to(model.device)
         positions = (torch.arange(block, device=model.device) % (block // 2 + 1)).repeat(rows, 1) if masks else None
         batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), rows * block, positions)
-        objective.summed(model, batch).backward()
-        optimizer.accumulate()
-        for weight in optimizer.weights:
-            weight.parameter.grad = weight.master.grad = None
+        try:
+            objective.summed(model, batch).backward()
+            optimizer.accumulate()
+        finally:  # what did not fit leaves no gradients to the first step
+            for weight in optimizer.weights:
+                weight.parameter.grad = weight.master.grad = None
         del moments
 
     sequences = plan.micro_batch * plan.accumulation

@@ -24,7 +24,7 @@ from llmt.system.plan import RunPlan
 from llmt.tokenizers.base import Tokenizer, special_ids
 from llmt.training.keeper import RunKeeper, read_checkpoint
 from llmt.training.loop import TrainingLoop
-from llmt.training.optim import Companion, Optimizer
+from llmt.training.optim import Companion
 
 FRUGAL = {"ban_recompute_used_far_apart": False, "ban_recompute_materialized_backward": False}
 """Settings of torch's partition of a compiled block: its backward pass computes norms, gates and the softmax again from
@@ -128,13 +128,6 @@ def make_fast(model: BaseLanguageModel, plan: RunPlan) -> None:
             block.compile(dynamic=False, backend=compile_frugally)
 
 
-def give_head_its_gradient(model: BaseLanguageModel, optimizer: Optimizer) -> None:
-    """Let the loss give the output head's gradient to its fp32 values, where these are what is trained."""
-    if not isinstance(model, LoraModel):
-        head = model.output_weight()
-        model.exact_head = next((w.master for w in optimizer.weights if w.is_copy and w.parameter is head), None)
-
-
 def compile_frugally(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
     """torch's own compiler, where a block keeps less for its backward pass: see `FRUGAL`."""
     from torch._functorch import config as functorch
@@ -146,7 +139,6 @@ def compile_frugally(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
 
 def release(model: BaseLanguageModel) -> None:
     """Take back what a run sets on a model that somebody else goes on with."""
-    model.exact_head = None
     if isinstance(model, TransformerLM):
         model.gradient_checkpointing = False
         model.set_fp32_blocks(False)

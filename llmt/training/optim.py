@@ -16,7 +16,7 @@ from llmt.errors import MismatchError
 from llmt.training.groups import ENTRIES, Weight, make_groups
 
 AT_ONCE = 1 << 20
-"""Values that are added to a sum in another number format at once: torch makes a copy of them in it."""
+"""Values that are taken at once where torch makes a copy of them, such as to add them to a sum in another format."""
 
 COMPANION = "companion."
 """What the names of a companion's tensors begin with, beside those of the optimizers."""
@@ -88,11 +88,20 @@ class Optimizer:
             if weight.master.grad is None:
                 weight.master.grad = gradient.to(torch.float32)
             else:
-                sums.extend(weight.master.grad.view(-1).split(AT_ONCE))
-                more.extend(gradient.reshape(-1).split(AT_ONCE))
+                sums.extend(parts_of(weight.master.grad))
+                more.extend(parts_of(gradient))
             weight.parameter.grad = None
         if sums:
             torch._foreach_add_(sums, more)
+
+    def master_of(self, parameter: Tensor) -> Tensor | None:
+        """The fp32 values that a trained parameter is rounded from; None for any other tensor.
+
+        None too for one that somebody watches the gradients of: what goes to the master passes it by.
+        """
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            return None
+        return next((w.master for w in self._copies if w.parameter is parameter), None)
 
     def unscale(self, factor: float) -> None:
         """Multiply all fp32 gradients of this step by `factor`, in place."""
@@ -174,6 +183,13 @@ class Optimizer:
             for weight in group.weights:
                 for key, value in group.optimizer.state.get(weight.master, {}).items():
                     yield weight.name, key, torch.as_tensor(value)
+
+
+def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Views of about `AT_ONCE` values of a tensor, along its first dimension."""
+    if tensor.numel() <= AT_ONCE:
+        return (tensor,)
+    return tensor.split(max(AT_ONCE * len(tensor) // tensor.numel(), 1))
 
 
 def _weight(name: str, parameter: nn.Parameter, exact: Tensor | None) -> Weight:

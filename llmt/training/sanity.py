@@ -11,7 +11,7 @@ from llmt.config.lora import LoraConfig
 from llmt.data.batch import IGNORED, Batch
 from llmt.errors import DivergedError
 from llmt.models.base import BaseLanguageModel
-from llmt.training.optim import AT_ONCE, Optimizer
+from llmt.training.optim import Optimizer, parts_of
 from llmt.units import format_number
 
 CHECKED_STEPS = 2
@@ -395,5 +395,5 @@ class ChangeWatch:
 def _sums_of(tensor: Tensor) -> tuple[float, float]:
     """Of the values and of their sizes, a piece at a time: the largest tensors would have a copy made of them."""
     wide = torch.float32 if tensor.device.type == "mps" else torch.float64
-    pieces = tensor.reshape(-1).split(AT_ONCE)
-    return sum(float(p.sum(dtype=wide)) for p in pieces), sum(float(p.abs().sum(dtype=wide)) for p in pieces)
+    parts = parts_of(tensor)
+    return sum(float(p.sum(dtype=wide)) for p in parts), sum(float(p.abs().sum(dtype=wide)) for p in parts)

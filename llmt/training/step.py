@@ -1,6 +1,8 @@
 """one window of batches -> gradients -> one move of the weights."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -96,11 +98,22 @@ class Stepper:
                 continue
             torch.manual_seed(step_seed(self._seed, step, number * self._runtime.world_size + self._runtime.rank))
             here = batch.to(self._model.device)
-            summed = self._objective.summed(self._model, here)
+            with self._exact_head():
+                summed = self._objective.summed(self._model, here)
             (summed * (scale / count) if scale != 1.0 else summed / count).backward()
             self._optimizer.accumulate()
             total += float(summed.detach())
         return total
+
+    @contextmanager
+    def _exact_head(self) -> Iterator[None]:
+        """Within it, the loss gives the output head's gradient to the fp32 values that are trained, where it can."""
+        with torch.no_grad():
+            self._model.exact_head = self._optimizer.master_of(self._model.output_weight())
+        try:
+            yield
+        finally:
+            self._model.exact_head = None
 
     def _exchange(self, summed: float) -> float:
         """Sum gradients and loss over all processes; a tensor without a gradient on all of them keeps none."""

@@ -21,7 +21,7 @@ from llmt import LanguageModelingDataset, ModelConfig, Trainer, TransformerLM, l
 from llmt.checkpoints.weights import load_weights
 from llmt.config.run import TrainConfig
 from llmt.data.batch import IGNORED
-from llmt.errors import BusyOutputError, ConfigError, DataError, MismatchError, UsageError
+from llmt.errors import BusyOutputError, ConfigError, DataError, MismatchError, OutOfMemoryError, UsageError
 from llmt.models.fresh import new_model
 from llmt.system.products import can_use_onednn
 from llmt.tokenizers.base import special_ids
@@ -252,6 +252,21 @@ def test_a_run_that_does_not_begin_leaves_the_model_alone(tokenizer: Any, tmp_pa
             trainer.train()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert trainer.train().step == 6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_trial_that_does_not_fit_leaves_no_gradients(tokenizer: Any, tmp_path: Path, precision: str) -> None:
+    """What came so far when memory ran out would be added to those of the first step."""
+    model = _model(tokenizer.vocab_size)
+
+    def full(gradient: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    model.model.layers[0].mlp.up_proj.weight.register_hook(full)
+    settings = {**SETTINGS, "precision": precision, "auto_micro_batch": True}
+    with pytest.raises(OutOfMemoryError, match="not even one"):
+        Trainer(model, tokenizer, TEXTS, output_dir=tmp_path / "run", **settings).train()
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_resume_is_the_same_run(tokenizer: Any, tmp_path: Path) -> None:
