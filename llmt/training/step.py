@@ -96,9 +96,10 @@ class Stepper:
         for number, batch in enumerate(window):
             if not batch.tokens:
                 continue
-            torch.manual_seed(step_seed(self._seed, step, number * self._runtime.world_size + self._runtime.rank))
+            seed = step_seed(self._seed, step, number * self._runtime.world_size + self._runtime.rank)
             here = batch.to(self._model.device)
             with self._exact_head():
+                torch.manual_seed(seed)
                 summed = self._objective.summed(self._model, here)
             (summed * (scale / count) if scale != 1.0 else summed / count).backward()
             self._optimizer.accumulate()
