@@ -150,8 +150,8 @@ class _EachNats(torch.autograd.Function):
         by_weight = torch.zeros_like(weight, dtype=_wide(weight)) if ctx.needs_input_grad[1] else None
         for piece in _pieces(hidden, weight):
             rows, wanted = hidden[piece], labels[piece, None]
-            likelihoods = (rows @ weight.T).log_softmax(1, dtype=_wide(hidden))
-            found = likelihoods.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1.0, dtype=likelihoods.dtype))
+            likelihoods = (rows @ weight.T).softmax(1, dtype=_wide(hidden))
+            found = likelihoods.scatter_add_(1, wanted, torch.full_like(wanted, -1.0, dtype=likelihoods.dtype))
             by_logits = found.mul_(slopes[piece, None]).to(hidden.dtype)  # weighed before anything is rounded
             if by_hidden is not None:
                 torch.mm(by_logits, weight, out=by_hidden[piece])

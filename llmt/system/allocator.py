@@ -57,14 +57,14 @@ class KeptMemory:
     """
 
     def __init__(self) -> None:
-        self._usual: int | None = None
+        self._usual: int | None = 0  # more than nothing is held after the first step, and given back
 
     def after_step(self, held: int) -> bool:
         """Look at the bytes that the process holds after a step; whether some were given back."""
-        if self._usual == 0:
+        if self._usual is None:
             self._usual = held
-        if self._usual is not None and held <= GROWTH * self._usual:
+        if held <= GROWTH * self._usual:
             return False
         ctypes.CDLL(None).malloc_trim(0)
-        self._usual = 0
+        self._usual = None
         return True
