@@ -47,6 +47,8 @@ class Workload:
 INTERPRETER_BYTES = 330_000_000
 """Resident bytes of Python with torch and llmt loaded, before the model."""
 
+CUDA_BUILD_BYTES = 360_000_000
+"""What torch's build for CUDA takes of main memory besides, with or without a GPU."""
 
 LOGIT_BYTES = 12
 """Bytes held for each logit where all exist, in fp16, and in architectures that do more than multiply: itself, its fp32

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from llmt.config.run import TrainConfig
 from llmt.errors import DeviceError, OutOfMemoryError
 from llmt.system.allocator import can_reuse_memory
-from llmt.system.estimate import Workload, checkpoint_bytes, training_bytes
+from llmt.system.estimate import CUDA_BUILD_BYTES, Workload, checkpoint_bytes, training_bytes
 from llmt.system.machine import FAST_BF16, DeviceInfo, Machine, Speed, require_device
 from llmt.units import format_duration, format_size
 
@@ -254,32 +254,36 @@ def _fit(
     sharing = 1 if device.kind == "cuda" else machine.processes or config.training.num_processes
     room = device.memory if device.kind == "cuda" else machine.available
     limit = None if room is None else round(room * MEMORY_SHARE / sharing)
-    each = f" for each of {sharing} processes" if sharing > 1 else ""
+    shared = f" for each of {sharing} processes" if sharing > 1 else ""
     for micro in _divisors(asked):
         several = passes * asked // micro > 1
-        needed = needed_bytes(config, device, replace(work, batch_size=micro), precision, accumulates=several)
+        each = replace(work, batch_size=micro)
+        needed = needed_bytes(config, device, machine, each, precision, accumulates=several)
         if limit is None or needed <= limit:
             break
     else:
         raise OutOfMemoryError(
-            f"one sequence needs about {format_size(needed)}, and {format_size(limit or 0)} may be used{each}",
+            f"one sequence needs about {format_size(needed)}, and {format_size(limit or 0)} may be used{shared}",
             "llmt train --gradient-checkpointing, a smaller model, or a shorter --block-size",
         )
     accumulation = passes * asked // micro
     if micro == asked:
         return PlanLine("micro_batch", micro, "asked for"), PlanLine("accumulation", passes, "asked for"), needed
-    reason = f"{asked} would not fit into {format_size(limit or 0)}{each}"
+    reason = f"{asked} would not fit into {format_size(limit or 0)}{shared}"
     kept = f"keeps {asked * passes} sequences a step"
     return PlanLine("micro_batch", micro, reason), PlanLine("accumulation", accumulation, kept), needed
 
 
-def needed_bytes(config: TrainConfig, device: DeviceInfo, work: Workload, precision: str, *, accumulates: bool) -> int:
+def needed_bytes(
+    config: TrainConfig, device: DeviceInfo, machine: Machine, work: Workload, precision: str, *, accumulates: bool
+) -> int:
     """Bytes of one process, in the memory of the device, by arithmetic."""
     training, average = config.training, config.training.ema_decay is not None
     copied = 0
     if training.async_save and device.kind != "cuda":  # the copy lies in main memory
         copied = checkpoint_bytes(work.parameters, work.trainable, adapter=config.lora.enabled, average=average)
-    return training_bytes(
+    build = CUDA_BUILD_BYTES if device.kind != "cuda" and "+cu" in machine.torch else 0
+    return build + training_bytes(
         work,
         precision,
         checkpointing=training.gradient_checkpointing,

@@ -259,7 +259,7 @@ def decide(
             pin_plan(state, plan, config, runtime.world_size, regroup=regroup), sequences, runtime.world_size
         )
         each = replace(work, batch_size=plan.micro_batch)
-        needed = needed_bytes(config, device, each, plan.precision, accumulates=plan.accumulation > 1)
+        needed = needed_bytes(config, device, machine, each, plan.precision, accumulates=plan.accumulation > 1)
         kept = tuple(memory_line(needed) if line.name == "memory" else line for line in plan.lines)
         plan = replace(plan, estimated_bytes=needed, lines=kept)
     plan = _with_working_compiler(plan, config)

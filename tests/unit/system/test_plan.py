@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llmt.config.model import ModelConfig
 from llmt.config.run import TrainConfig
 from llmt.errors import DeviceError, OutOfMemoryError
-from llmt.system.estimate import Workload, checkpoint_bytes, training_bytes
+from llmt.system.estimate import CUDA_BUILD_BYTES, Workload, checkpoint_bytes, training_bytes
 from llmt.system.machine import DeviceInfo, Machine, Speed
 from llmt.system.plan import (
     RunPlan,
@@ -289,6 +289,14 @@ def test_average_and_copy_take_memory() -> None:
     assert plan(training=both).estimated_bytes == needed + (4 + 16) * parameters
     here = machine(CUDA)
     assert plan(here, training={"async_save": True}).estimated_bytes == plan(here).estimated_bytes
+
+
+def test_the_build_of_torch_takes_main_memory() -> None:
+    """torch's build for CUDA takes more of it, beside which a model on a GPU does not lie."""
+    small, large = machine(), machine(torch="2.13.0+cu130")
+    assert plan(machine(torch="2.13.0+cpu")).estimated_bytes == plan(small).estimated_bytes
+    assert plan(large).estimated_bytes == plan(small).estimated_bytes + CUDA_BUILD_BYTES
+    assert plan(machine(CUDA, torch="2.13.0+cu130")).estimated_bytes == plan(machine(CUDA)).estimated_bytes
 
 
 def test_counted_parameters_are_planned_with() -> None:
